@@ -1,0 +1,254 @@
+"""What travels on `flowpilot.events` and `flowpilot.triggers`, and what workers receive and answer.
+
+On the wire every type is dotted lower case. Unknown fields are ignored, so that a later release may add some;
+a `v` beyond 1 is refused (see `codec.parse`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+
+from flowpilot_schemas.limits import MAX_KEY, Limits
+
+RULES = 1
+"""The newest set of fold rules that this release knows (field `rules` of StartExecution)."""
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+Text = Annotated[str, StringConstraints(max_length=1_000)]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY)]
+Offset = Annotated[int, Field(ge=0, le=2**62)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    v: Literal[1] = 1
+
+
+class Origin(BaseModel):
+    """The trigger record an execution comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    topic: Text
+    topic_id: Text
+    partition: Annotated[int, Field(ge=0)]
+    offset: Offset
+
+
+class ReplyTo(BaseModel):
+    """Where the terminal event goes for a client that waits."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    topic: Text
+    partition: Annotated[int, Field(ge=0)]
+    key: Text | None = None
+
+
+class Trigger(_Message):
+    """A record on `flowpilot.triggers`: start `workflow` (its current version unless named)."""
+
+    workflow: Name
+    version: Text | None = None
+    key: Key | None = None
+    input: JsonValue = None
+    created_by: Text | None = None
+
+
+class StartExecution(_Message):
+    """Start an execution, or find the one that the id names already. `input` was validated by the producer."""
+
+    type: Literal["execution.start"] = "execution.start"
+    execution: Text
+    workflow: Name
+    version: Text
+    definition: Text
+    rules: Annotated[int, Field(ge=1)] = RULES
+    limits: Limits = Limits()
+    key: Key | None = None
+    input: JsonValue = None
+    origin: Origin | None = None
+    created_by: Text | None = None
+    reply: ReplyTo | None = None
+
+
+class CancelExecution(_Message):
+    """Cancel an execution. Without `run`, the run that the engine holds."""
+
+    type: Literal["execution.cancel"] = "execution.cancel"
+    execution: Text
+    run: Offset | None = None
+    actor: Text
+    reason: Text = ""
+
+
+class StepError(BaseModel):
+    """Why an attempt failed. `kind` is the exception's class name or a reserved word (`RESERVED_KINDS`)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    message: str = ""
+    retryable: bool = True
+    retry_after_ms: Annotated[int, Field(ge=0, le=30 * 86_400_000)] | None = None
+
+
+RESERVED_KINDS = frozenset(
+    {
+        "timed_out",
+        "no_handler",
+        "result_too_large",
+        "result_not_serialisable",
+        "input_invalid",
+        "input_too_large",
+        "worker_lost",
+        "dispatch_failed",
+    }
+)
+
+
+class _Answer(_Message):
+    task_id: Text
+    worker_id: Text | None = None
+    broker_task_id: Text | None = None  # topic/partition/offset of the step message
+
+
+class StepCompleted(_Answer):
+    """The attempt succeeded."""
+
+    type: Literal["step.completed"] = "step.completed"
+    output: JsonValue = None
+    started_at: Text | None = None
+
+
+class StepFailed(_Answer):
+    """The attempt failed; whether there is another is the engine's decision."""
+
+    type: Literal["step.failed"] = "step.failed"
+    error: StepError
+    started_at: Text | None = None
+
+
+class StepStarted(_Answer):
+    """The worker runs the attempt and heartbeats for it: the engine's timers watch it from now on."""
+
+    type: Literal["step.started"] = "step.started"
+    started_at: Text | None = None
+
+
+class StepHeartbeat(_Answer):
+    """The attempt is alive. `details` are given to the next attempt as `last_heartbeat`."""
+
+    type: Literal["step.heartbeat"] = "step.heartbeat"
+    details: JsonValue = None
+
+
+class TimerFired(_Message):
+    """A deadline of this execution may have passed; the record's broker time decides."""
+
+    type: Literal["timer.fired"] = "timer.fired"
+    execution: Text
+    run: Offset
+
+
+class Forget(_Message):
+    """Finished executions of this partition whose window ended before `before` (ms) may be forgotten."""
+
+    type: Literal["partition.forget"] = "partition.forget"
+    before: Annotated[int, Field(ge=0, le=2**62)]
+
+
+Event = (
+    StartExecution
+    | CancelExecution
+    | StepCompleted
+    | StepFailed
+    | StepStarted
+    | StepHeartbeat
+    | TimerFired
+    | Forget
+)
+
+EVENT_TYPES: dict[str, type[Event]] = {
+    "execution.start": StartExecution,
+    "execution.cancel": CancelExecution,
+    "step.completed": StepCompleted,
+    "step.failed": StepFailed,
+    "step.started": StepStarted,
+    "step.heartbeat": StepHeartbeat,
+    "timer.fired": TimerFired,
+    "partition.forget": Forget,
+}
+
+
+class StepReady(_Message):
+    """The step message. `parents` holds the outputs of the parents that the step takes."""
+
+    type: Literal["step.ready"] = "step.ready"
+    task_id: Text
+    workflow: Name
+    version: Text
+    definition: Text
+    step: Name
+    attempt: Annotated[int, Field(ge=1)]
+    idempotency_key: Text
+    input: JsonValue = None
+    parents: dict[str, JsonValue] = {}
+    args: dict[str, JsonValue] | None = None
+    last_heartbeat: JsonValue = None
+    start_to_close_ms: Annotated[int, Field(ge=1)]
+    heartbeat_ms: Annotated[int, Field(ge=1)]
+    result_limit: Annotated[int, Field(ge=1)]
+    not_after: Text
+    reply: ReplyTo
+
+
+class Cancelled(_Message):
+    """On `flowpilot.control`: nothing of this run is wanted any more."""
+
+    type: Literal["execution.cancelled"] = "execution.cancelled"
+    execution: Text
+    run: Offset
+
+
+class Superseded(_Message):
+    """On `flowpilot.control`: this attempt's answer will not be taken any more."""
+
+    type: Literal["attempt.superseded"] = "attempt.superseded"
+    task_id: Text
+
+
+class ExecutionEnded(_Message):
+    """On `flowpilot.replies`, to the client that waits: how the run ended."""
+
+    type: Literal["execution.ended"] = "execution.ended"
+    execution: Text
+    run: Offset
+    status: Literal["completed", "failed", "cancelled", "refused"]
+    output: JsonValue = None
+    errors: dict[str, JsonValue] = {}
+    reason: str | None = None
+
+
+class DeadLetter(_Message):
+    """A record nobody could process. Its bytes are base64; above the size limit only the first 64 KiB."""
+
+    HEAD: ClassVar[int] = 64 * 1024
+
+    type: Literal["dead.letter"] = "dead.letter"
+    reason: Name
+    detail: str
+    topic: Text
+    partition: int
+    offset: Offset
+    timestamp: int
+    key: str | None = None
+    value: str | None = None
+    size: int
+    sha256: Text
+    truncated: bool = False
+    source: Name
+    workflow: Name | None = None
