@@ -1,0 +1,76 @@
+"""librdkafka properties, in one place. Only what differs from librdkafka's defaults, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flowpilot.settings import Settings
+from flowpilot_schemas.topics import LARGE_MESSAGE
+
+Properties = dict[str, str | int | bool | float]
+
+
+def client_properties(settings: Settings) -> Properties:
+    """What every client has: servers, security, and silence (errors come through calls and callbacks)."""
+    return {
+        "bootstrap.servers": settings.bootstrap_servers,
+        "client.id": "flowpilot",
+        "log.connection.close": False,
+        "log_level": 3,
+        "socket.nagle.disable": True,
+        # A broker that comes back is found within a second, not ten.
+        "reconnect.backoff.max.ms": 1_000,
+        **_typed(settings.kafka_properties),
+    }
+
+
+def producer_properties(settings: Settings, *, gapless: bool = False) -> Properties:
+    """Idempotent, acknowledged by all in-sync replicas, partitioned as Kafka's Java clients do."""
+    return {
+        **client_properties(settings),
+        "acks": "all",
+        "enable.idempotence": True,
+        "partitioner": "murmur2_random",
+        "linger.ms": 0,
+        "message.max.bytes": LARGE_MESSAGE + 4096,
+        "queue.buffering.max.messages": 200_000,
+        "compression.type": "none",
+        # With a gap the sequence is broken for good: the process ends rather than carry on in doubt.
+        **({"enable.gapless.guarantee": True} if gapless else {}),
+    }
+
+
+def consumer_properties(settings: Settings, group: str, *, member: str = "") -> Properties:
+    """A group member that commits by hand. `member` tells apart the consumers of one process."""
+    static = {"group.instance.id": f"{settings.member_id}{member}"} if settings.member_id else {}
+    return {
+        **client_properties(settings),
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": 6_000,
+        "heartbeat.interval.ms": 2_000,
+        "max.poll.interval.ms": 60_000,
+        "fetch.wait.max.ms": 100,
+        "fetch.message.max.bytes": LARGE_MESSAGE + 4096,
+        **static,
+    }
+
+
+def reader_properties(settings: Settings) -> Properties:
+    """A consumer outside any group (the group id is required by librdkafka, and never used)."""
+    return {
+        **client_properties(settings),
+        "group.id": f"{settings.namespace}-reader",
+        "enable.auto.commit": False,
+        "auto.offset.reset": "error",
+        "enable.partition.eof": True,
+        "fetch.wait.max.ms": 50,
+        "fetch.message.max.bytes": LARGE_MESSAGE + 4096,
+    }
+
+
+def _typed(properties: Mapping[str, str]) -> Properties:
+    return dict(properties)

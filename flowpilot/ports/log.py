@@ -1,0 +1,109 @@
+"""The log: producing, reading ranges, and consuming as a member of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class TopicPartition(NamedTuple):
+    """One partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+class Record(NamedTuple):
+    """A record to be produced. Without `partition`, murmur2 of the key chooses (as Kafka's own clients do)."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    partition: int | None = None
+    headers: Headers = ()
+
+
+class Fetched(NamedTuple):
+    """A record as read. `timestamp` is the broker's, in ms since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class Delivery(NamedTuple):
+    """Where a record was acknowledged, or the permanent error that concerns it alone (`offset` is then -1)."""
+
+    partition: int
+    offset: int
+    error: str | None = None
+
+
+class LogUnavailable(Exception):
+    """The log did not answer, or refused for a reason that may pass. What was asked may or may not be done."""
+
+
+class Producer(Protocol):
+    """Produces in order, without gaps and duplicates of its own making (an idempotent producer)."""
+
+    async def send(self, records: Sequence[Record]) -> list[Delivery]:
+        """Produce all and await every report; the deliveries are in the records' order.
+
+        A record that can never be taken (too large, unknown topic, not authorised) has `error` set in its
+        delivery. Anything else that goes wrong raises `LogUnavailable`.
+        """
+        ...
+
+
+class Reader(Protocol):
+    """Reads given ranges, outside any group."""
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """(low watermark, log end): the first offset there is and the next one to be written."""
+        ...
+
+    async def read(self, topic: str, partition: int, start: int, end: int) -> list[Fetched]:
+        """The records with start ≤ offset < end that compaction and retention have left, in order."""
+        ...
+
+
+Rebalanced = Callable[[Sequence[TopicPartition]], Awaitable[None]]
+
+
+class Consumer(Protocol):
+    """A member of a consumer group. `on_assigned` and `on_revoked` run to their end before anything else
+    is polled; after `on_revoked` returns, another member may own the partitions."""
+
+    async def poll(self, max_records: int, timeout: float) -> list[Fetched]:
+        """Up to `max_records` that are there now; waits up to `timeout` seconds for the first."""
+        ...
+
+    async def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Commit the next offsets to read. Raises `LogUnavailable`; a lost partition is not an error."""
+        ...
+
+    async def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int | None]:
+        """The committed positions, None where there is none."""
+        ...
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Read on from `offset`; only for an assigned partition."""
+        ...
+
+    def pause(self, partitions: Iterable[TopicPartition]) -> None:
+        """Deliver nothing of these until `resume`."""
+        ...
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None:
+        """The inverse of `pause`."""
+        ...
+
+    async def close(self) -> None:
+        """Leave the group."""
+        ...
