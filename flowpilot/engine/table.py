@@ -1,0 +1,99 @@
+"""One partition's table in memory: what recovery keeps of the changelog, and what the engine puts there.
+
+Every changelog record carries (`src`, epoch): the offset of the event it was folded from, and the claim under
+which it was written. A writer that was replaced may append late, so the last record of a key is not always the
+right one: the highest (`src`, epoch) is, and among equals the later (design, section 6, rule 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from flowpilot.ports.log import Fetched, Headers
+
+WATERMARK_KEY = b"wm"
+HEADER_SRC = "fp-src"
+HEADER_EPOCH = "fp-epoch"
+
+
+class Entry(NamedTuple):
+    """What a key holds: `value` None is a tombstone, kept only until recovery is over."""
+
+    value: bytes | None
+    src: int
+    epoch: int
+
+
+class PartitionTable:
+    """The entries of one partition, and how far its changelog is known."""
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.next_changelog_offset = 0
+        self.highest_epoch = 0
+        self._entries: dict[bytes, Entry] = {}
+        self._overtaken: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def load(self, record: Fetched) -> None:
+        """Take one changelog record, in offset order, in recovery or from a gap."""
+        self.next_changelog_offset = max(self.next_changelog_offset, record.offset + 1)
+        if record.key is None:
+            return
+        entry = entry_of(record)
+        self.highest_epoch = max(self.highest_epoch, entry.epoch)
+        known = self._entries.get(record.key)
+        if known is None or (entry.src, entry.epoch) >= (known.src, known.epoch):
+            self._entries[record.key] = entry
+            self._overtaken.discard(record.key)
+        else:
+            self._overtaken.add(record.key)
+
+    def overtaken(self) -> list[tuple[bytes, Entry]]:
+        """The winners that are not the last record of their key: they have to be written again."""
+        return [(key, self._entries[key]) for key in sorted(self._overtaken)]
+
+    def settle(self) -> None:
+        """Recovery and repair are over: forget the tombstones."""
+        self._overtaken.clear()
+        for key in [key for key, entry in self._entries.items() if entry.value is None]:
+            del self._entries[key]
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None."""
+        entry = self._entries.get(key)
+        return entry.value if entry is not None else None
+
+    def entry(self, key: bytes) -> Entry | None:
+        """The entry of `key`, or None."""
+        return self._entries.get(key)
+
+    def put(self, key: bytes, entry: Entry) -> None:
+        """What was acknowledged by the changelog becomes visible; a tombstone removes."""
+        if entry.value is None:
+            self._entries.pop(key, None)
+        else:
+            self._entries[key] = entry
+
+    def items(self) -> Iterator[tuple[bytes, Entry]]:
+        """All entries, in no order that matters."""
+        return iter(self._entries.items())
+
+
+def headers_of(src: int, epoch: int) -> Headers:
+    """The headers of a changelog record."""
+    return ((HEADER_SRC, b"%d" % src), (HEADER_EPOCH, b"%d" % epoch))
+
+
+def entry_of(record: Fetched) -> Entry:
+    """The entry in a changelog record. Without its headers it is nobody's: it loses against any other."""
+    src = epoch = -1
+    for name, value in record.headers:
+        if name == HEADER_SRC:
+            src = int(value)
+        elif name == HEADER_EPOCH:
+            epoch = int(value)
+    return Entry(record.value, src, epoch)
