@@ -17,15 +17,18 @@ PR_SET_PDEATHSIG = 1
 def main(arguments: list[str]) -> None:
     parent, death_signal, uid, gid = (int(number) for number in arguments[:4])
     program = arguments[4:]
+    if sys.platform == "linux":
+        # Before the change of user, who may not be able to read the interpreter's own files.
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
     if uid >= 0:
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
     if sys.platform == "linux":
-        import ctypes
-
         # After the change of user: the kernel clears the death signal when credentials change.
-        if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0) != 0:
+        if libc.prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0) != 0:
             print("cannot bind this process to its parent's life", file=sys.stderr)
             os._exit(127)
     if os.getppid() != parent:  # the parent died before the line above took effect

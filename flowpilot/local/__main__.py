@@ -1,0 +1,51 @@
+"""`python -m flowpilot.local up|fetch`: embedded services in the foreground; downloads ahead of time."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowpilot.local.errors import LocalError
+from flowpilot.local.jars import ensure_jars
+from flowpilot.local.services import LocalServices
+from flowpilot.local.supervisor import terminate_cleanly
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m flowpilot.local",
+        description="Apache Kafka and PostgreSQL for this machine only, without containers.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="run both until Ctrl-C, and print their addresses")
+    up.add_argument(
+        "--data", type=Path, default=Path(".flowpilot"), help="where the data are kept (default: %(default)s)"
+    )
+    up.add_argument(
+        "--fast-start", action="store_true", help="start faster, run slower: the JVM's first compiler only"
+    )
+    commands.add_parser("fetch", help="download what the broker needs, so that later starts need no network")
+    chosen = parser.parse_args(arguments)
+    try:
+        with terminate_cleanly():
+            if chosen.command == "fetch":
+                ensure_jars()
+                return 0
+            with LocalServices(chosen.data, tiered="c1" if chosen.fast_start else "full") as services:
+                print(f"FLOWPILOT_BOOTSTRAP_SERVERS={services.bootstrap_servers}")
+                print(f"FLOWPILOT_DATABASE_URL={services.database_url}", flush=True)
+                print("Ctrl-C stops both; the data stay.", file=sys.stderr, flush=True)
+                threading.Event().wait()
+    except LocalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
