@@ -1,0 +1,187 @@
+"""What the core decides: events in the past tense. An execution's state is the fold of its events.
+
+Those in `HISTORY` go to the history topic under their class's name; the others only move state. Their fields
+stand in `flowpilot_schemas.history.FIELDS`, but for outputs and inputs: those lie under keys of their own and
+are added when a history record is rendered, so that the outbox stays small.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Json = Any
+
+
+class ExecutionStarted(NamedTuple):
+    workflow: str
+    version: str
+    definition: str
+    key: str | None
+    origin: Json
+    created_by: str | None
+    input_size: int
+
+
+class StartRefused(NamedTuple):
+    workflow: str
+    version: str
+    definition: str
+    reason: str
+    detail: str
+    key: str | None
+    origin: Json
+    created_by: str | None
+
+
+class StartDeduplicated(NamedTuple):
+    origin: Json
+    created_by: str | None
+
+
+class KeyConflict(NamedTuple):
+    origin: Json
+    created_by: str | None
+    input_hash: str
+
+
+class StepReady(NamedTuple):
+    step: str
+    attempt: int
+    queue: str
+
+
+class StepStarted(NamedTuple):
+    step: str
+    attempt: int
+    worker_id: str | None
+    broker_task_id: str | None
+    started_at: str | None
+
+
+class HeartbeatTaken(NamedTuple):
+    step: str
+    details: Json
+
+
+class StepCompleted(NamedTuple):
+    step: str
+    attempt: int
+    size: int
+    worker_id: str | None
+    broker_task_id: str | None
+    started_at: str | None
+
+
+class StepFailed(NamedTuple):
+    step: str
+    attempt: int
+    error: Json
+    worker_id: str | None
+    broker_task_id: str | None
+    started_at: str | None
+
+
+class StepTimedOut(NamedTuple):
+    step: str
+    attempt: int
+    timeout: str
+    outcome: str
+
+
+class StepRetryScheduled(NamedTuple):
+    step: str
+    attempt: int
+    next_attempt: int
+    retry_at: int
+    error: Json
+    worker_id: str | None
+    broker_task_id: str | None
+
+
+class StepSkipped(NamedTuple):
+    step: str
+    because_of: str
+
+
+class StepCancelled(NamedTuple):
+    step: str
+    attempt: int
+
+
+class CompletionIgnored(NamedTuple):
+    step: str
+    attempt: int
+    answer: str
+    reason: str
+    worker_id: str | None
+
+
+class DispatchFailed(NamedTuple):
+    step: str
+    attempt: int
+    detail: str
+
+
+class CancelIgnored(NamedTuple):
+    actor: str
+    reason: str
+
+
+class ExecutionCompleted(NamedTuple):
+    pass
+
+
+class ExecutionFailed(NamedTuple):
+    errors: Json
+    reason: str | None
+
+
+class ExecutionCancelled(NamedTuple):
+    actor: str
+    reason: str
+
+
+class ExecutionIncident(NamedTuple):
+    detail: str
+
+
+class Forgotten(NamedTuple):
+    pass
+
+
+CoreEvent = (
+    ExecutionStarted
+    | StartRefused
+    | StartDeduplicated
+    | KeyConflict
+    | StepReady
+    | StepStarted
+    | HeartbeatTaken
+    | StepCompleted
+    | StepFailed
+    | StepTimedOut
+    | StepRetryScheduled
+    | StepSkipped
+    | StepCancelled
+    | CompletionIgnored
+    | DispatchFailed
+    | CancelIgnored
+    | ExecutionCompleted
+    | ExecutionFailed
+    | ExecutionCancelled
+    | ExecutionIncident
+    | Forgotten
+)
+
+CLASSES: dict[str, type[CoreEvent]] = {cls.__name__: cls for cls in CoreEvent.__args__}
+UNRECORDED = (HeartbeatTaken, Forgotten)
+
+
+def pack(event: CoreEvent) -> list[Json]:
+    """The event as a JSON array: its name, then its fields."""
+    return [type(event).__name__, *event]
+
+
+def unpack(packed: list[Json]) -> CoreEvent:
+    """The inverse of `pack`."""
+    return CLASSES[packed[0]](*packed[1:])

@@ -1,0 +1,161 @@
+"""An execution's state: immutable, compact, and the same bytes for the same value.
+
+Outputs and inputs are not in it: they lie under keys of their own, written once. Times are the broker's, in ms.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+from flowpilot_schemas.history import GENESIS
+from flowpilot_schemas.limits import Limits
+
+from flowpilot.core.status import ExecutionStatus, StepStatus
+
+_CODES = list(StepStatus)
+_CODE_OF = {status: code for code, status in enumerate(_CODES)}
+
+
+class StepState(NamedTuple):
+    """One task execution. `waiting` counts dependencies not yet completed, `size` is the output's bytes."""
+
+    status: StepStatus = StepStatus.PENDING
+    attempt: int = 0
+    waiting: int = 0
+    size: int = 0
+    # ready: schedule_to_start; running: start_to_close; retrying: when it is sent again.
+    deadline: int | None = None
+    heartbeat_deadline: int | None = None
+    unhandled_since: int | None = None
+    heartbeat: Any = None
+    error: Any = None
+
+    @property
+    def due(self) -> int | None:
+        """The earlier of its two deadlines."""
+        if self.heartbeat_deadline is None or self.deadline is None:
+            return self.heartbeat_deadline if self.deadline is None else self.deadline
+        return min(self.deadline, self.heartbeat_deadline)
+
+
+class OutboxEntry(NamedTuple):
+    """A decision whose outputs may have to be sent again: rendered from here to the same bytes."""
+
+    cause: int
+    at: int
+    first_seq: int
+    previous: bytes
+    events: list[list[Any]]
+
+
+class Execution(NamedTuple):
+    """One run of an execution. `src` is the offset of the last event folded into it."""
+
+    id: str
+    run: int
+    src: int
+    status: ExecutionStatus
+    workflow: str
+    version: str
+    definition: str
+    limits: Limits = Limits()
+    key: str | None = None
+    origin: Any = None
+    reply: Any = None
+    input_hash: str | None = None
+    input_size: int = 0
+    steps: tuple[StepState, ...] = ()
+    open: int = 0
+    deadline: int | None = None
+    forget_at: int | None = None
+    refused: bool = False
+    forgotten: bool = False
+    seq: int = 0
+    head: bytes = GENESIS
+    outbox: tuple[OutboxEntry, ...] = ()
+
+    @property
+    def due(self) -> int | None:
+        """The earliest deadline that a timer has to watch, None if there is none."""
+        if self.open == 0:
+            return None
+        times = [due for step in self.steps if (due := step.due) is not None]
+        if self.deadline is not None:
+            times.append(self.deadline)
+        return min(times, default=None)
+
+
+_STEP_DEFAULTS = list(StepState())
+
+
+def encode_execution(state: Execution) -> bytes:
+    """The value under the execution's key."""
+    value: dict[str, Any] = {
+        "id": state.id,
+        "run": state.run,
+        "src": state.src,
+        "status": state.status,
+        "wf": [state.workflow, state.version, state.definition],
+        "seq": state.seq,
+        "head": state.head.hex(),
+    }
+    if state.steps:
+        value["steps"] = [_pack_step(step) for step in state.steps]
+        value["open"] = state.open
+    if state.limits != _DEFAULT_LIMITS:
+        value["limits"] = state.limits.model_dump()
+    for name in _OPTIONAL:
+        field = getattr(state, name)
+        if field:
+            value[name] = field
+    if state.outbox:
+        value["outbox"] = [
+            [entry.cause, entry.at, entry.first_seq, entry.previous.hex(), entry.events] for entry in state.outbox
+        ]
+    return orjson.dumps(value)
+
+
+_OPTIONAL = (
+    "key",
+    "origin",
+    "reply",
+    "input_hash",
+    "input_size",
+    "deadline",
+    "forget_at",
+    "refused",
+    "forgotten",
+)
+_DEFAULT_LIMITS = Limits()
+
+
+def _pack_step(step: StepState) -> list[Any]:
+    packed: list[Any] = [_CODE_OF[step.status], *step[1:]]
+    while len(packed) > 1 and packed[-1] == _STEP_DEFAULTS[len(packed) - 1]:
+        packed.pop()
+    return packed
+
+
+def decode_execution(data: bytes) -> Execution:
+    """The inverse of `encode_execution`."""
+    value = orjson.loads(data)
+    workflow, version, definition = value["wf"]
+    return Execution(
+        id=value["id"],
+        run=value["run"],
+        src=value["src"],
+        status=ExecutionStatus(value["status"]),
+        workflow=workflow,
+        version=version,
+        definition=definition,
+        limits=Limits(**value["limits"]) if "limits" in value else _DEFAULT_LIMITS,
+        steps=tuple([StepState(_CODES[packed[0]], *packed[1:]) for packed in value.get("steps", ())]),
+        open=value.get("open", 0),
+        seq=value["seq"],
+        head=bytes.fromhex(value["head"]),
+        outbox=tuple(
+            [OutboxEntry(c, at, seq, bytes.fromhex(h), events) for c, at, seq, h, events in value.get("outbox", ())]
+        ),
+        **{name: value[name] for name in _OPTIONAL if name in value},
+    )
