@@ -102,7 +102,8 @@ class Supervisor:
         self._closed = False
         self._monitor = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._monitor.start()
-        atexit.register(self.stop_all)
+        self._owner = os.getpid()
+        atexit.register(self._at_exit)
 
     # What users call
 
@@ -261,7 +262,7 @@ class Supervisor:
                 self._selector.close()
                 self._wake_in.close()
                 self._wake_out.close()
-        atexit.unregister(self.stop_all)
+        atexit.unregister(self._at_exit)
         if interrupted is not None:
             raise interrupted
 
@@ -373,6 +374,10 @@ class Supervisor:
             child.restart_at = time.monotonic() + LONGEST_DELAY
 
     # Shared
+
+    def _at_exit(self) -> None:
+        if os.getpid() == self._owner:  # a forked copy of the owner has no children to stop
+            self.stop_all()
 
     def _on_monitor(self, job: Callable[[], None]) -> None:
         done: Future[None] = Future()
