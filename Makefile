@@ -1,0 +1,61 @@
+# FlowPilot's commands. `make` alone lists them.
+# Every target does its own set-up: the first run downloads, later ones need no network.
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fetch demo test check format bench kill-loop clean
+
+help:
+	@echo 'Examples'
+	@echo '  make demo                       run the demo: real Kafka, real PostgreSQL, processes killed on the way'
+	@echo '  make test                       run all tests'
+	@echo '  make test ARGS="-k supervisor"  run some of them'
+	@echo '  make check test                 what a change has to pass'
+	@echo ''
+	@echo 'Targets'
+	@echo '  setup      make .venv with the locked requirements (PYTHON=… chooses the interpreter, 3.11 or later)'
+	@echo '  fetch      download Kafka ahead of time'
+	@echo '  demo       run the demo'
+	@echo '  test       run the tests (ARGS=… goes to pytest)'
+	@echo '  check      ruff, mypy, import rules'
+	@echo '  format     let ruff format the code'
+	@echo '  bench      measure throughput and latency (ARGS=… goes to the benchmark)'
+	@echo '  kill-loop  kill every role again and again under load (ARGS=… goes to the loop)'
+	@echo '  clean      remove .venv, caches and the local services'"'"' data'
+
+setup:
+	@.ci/setup
+
+# Embedded Kafka is fetched here, where its progress can be seen, and not in the middle of a test.
+fetch: setup
+	@$(BIN)/python -m flowpilot.local fetch
+
+demo: fetch
+	@$(BIN)/python -m examples.demo $(ARGS)
+
+test: fetch
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: fetch
+	@$(BIN)/python -m benchmarks.w1 $(ARGS)
+
+kill-loop: fetch
+	@$(BIN)/python -m tests.chaos.kill_loop $(ARGS)
+
+clean:
+	@if [ -d .flowpilot ] && [ -x $(BIN)/python ]; then $(BIN)/python -m flowpilot.local remove; fi
+	rm -rf $(VENV) .flowpilot .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
