@@ -1,7 +1,7 @@
-"""The root of all errors that FlowPilot raises for its users."""
+"""The root of every error that a user of FlowPilot may want to catch."""
 
 from __future__ import annotations
 
 
 class FlowPilotError(Exception):
-    """One sentence that says what is wrong and, where there is one, the remedy."""
+    """Whatever FlowPilot raises on purpose; the message is a sentence that says what to do."""

@@ -48,6 +48,7 @@ class StepReady(NamedTuple):
     step: str
     attempt: int
     queue: str
+    last_heartbeat: Json = None
 
 
 class StepStarted(NamedTuple):

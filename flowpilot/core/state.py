@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import orjson
-from flowpilot_schemas.history import GENESIS
-from flowpilot_schemas.limits import Limits
 
 from flowpilot.core.status import ExecutionStatus, StepStatus
+from flowpilot_schemas.history import GENESIS
+from flowpilot_schemas.limits import Limits
 
 _CODES = list(StepStatus)
 _CODE_OF = {status: code for code, status in enumerate(_CODES)}
@@ -47,6 +47,8 @@ class OutboxEntry(NamedTuple):
     first_seq: int
     previous: bytes
     events: list[list[Any]]
+    # The run it belongs to, where a later run has taken the key before it was sent.
+    of: Execution | None = None
 
 
 class Execution(NamedTuple):
@@ -78,7 +80,7 @@ class Execution(NamedTuple):
     @property
     def due(self) -> int | None:
         """The earliest deadline that a timer has to watch, None if there is none."""
-        if self.open == 0:
+        if self.status is not ExecutionStatus.RUNNING:
             return None
         times = [due for step in self.steps if (due := step.due) is not None]
         if self.deadline is not None:
@@ -91,6 +93,10 @@ _STEP_DEFAULTS = list(StepState())
 
 def encode_execution(state: Execution) -> bytes:
     """The value under the execution's key."""
+    return orjson.dumps(_pack(state))
+
+
+def _pack(state: Execution) -> dict[str, Any]:
     value: dict[str, Any] = {
         "id": state.id,
         "run": state.run,
@@ -111,9 +117,13 @@ def encode_execution(state: Execution) -> bytes:
             value[name] = field
     if state.outbox:
         value["outbox"] = [
-            [entry.cause, entry.at, entry.first_seq, entry.previous.hex(), entry.events] for entry in state.outbox
+            [
+                *(entry.cause, entry.at, entry.first_seq, entry.previous.hex(), entry.events),
+                *([_pack(entry.of)] if entry.of else ()),
+            ]
+            for entry in state.outbox
         ]
-    return orjson.dumps(value)
+    return value
 
 
 _OPTIONAL = (
@@ -139,7 +149,10 @@ def _pack_step(step: StepState) -> list[Any]:
 
 def decode_execution(data: bytes) -> Execution:
     """The inverse of `encode_execution`."""
-    value = orjson.loads(data)
+    return _unpack(orjson.loads(data))
+
+
+def _unpack(value: dict[str, Any]) -> Execution:
     workflow, version, definition = value["wf"]
     return Execution(
         id=value["id"],
@@ -155,7 +168,10 @@ def decode_execution(data: bytes) -> Execution:
         seq=value["seq"],
         head=bytes.fromhex(value["head"]),
         outbox=tuple(
-            [OutboxEntry(c, at, seq, bytes.fromhex(h), events) for c, at, seq, h, events in value.get("outbox", ())]
+            [
+                OutboxEntry(cause, at, seq, bytes.fromhex(head), events, *map(_unpack, of))
+                for cause, at, seq, head, events, *of in value.get("outbox", ())
+            ]
         ),
         **{name: value[name] for name in _OPTIONAL if name in value},
     )

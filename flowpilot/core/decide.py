@@ -1,0 +1,378 @@
+"""What happens next: `decide_start` and `decide` answer a message with events, `evolve` folds an event.
+
+Pure and total: no clock, no chance, no I/O. `at` is the broker's time of the message, in ms. The events of a
+decision, folded one after another by `evolve`, give the decision's state (a law that the tests hold).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from flowpilot.core import events as e
+from flowpilot.core.draft import Draft
+from flowpilot.core.retry import NO_HANDLER_PATIENCE_MS, delay_ms, may_retry
+from flowpilot.core.state import Execution
+from flowpilot.core.status import IN_FLIGHT, TERMINAL_EXECUTION, ExecutionStatus, StepStatus
+from flowpilot_schemas.codec import canonical, content_hash, encode
+from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.ids import TaskId
+from flowpilot_schemas.messages import (
+    CancelExecution,
+    StartExecution,
+    StepCompleted,
+    StepError,
+    StepFailed,
+    StepHeartbeat,
+    StepStarted,
+    TimerFired,
+)
+from flowpilot_schemas.topics import HOUR
+
+Answer = StepCompleted | StepFailed | StepStarted | StepHeartbeat
+Message = Answer | CancelExecution | TimerFired
+
+_NO_HANDLER_DELAY_MS = (1_000, 30_000)
+_REFUSAL_KEPT_MS = HOUR
+_ERRORS_SHOWN = 20
+_MESSAGE_KEPT = 300
+
+
+class Decision(NamedTuple):
+    """The events, the state after them, and what has to be stored beside it."""
+
+    state: Execution
+    events: list[e.CoreEvent]
+    output: tuple[str, bytes] | None = None  # (step, encoded output) of a step that completed
+
+
+def evolve(definition: WorkflowDefinition, state: Execution, event: e.CoreEvent, at: int) -> Execution:
+    """The state after `event`. Raises `IllegalTransition` where the tables have no such move."""
+    draft = Draft(definition, state, at)
+    draft.emit(event)
+    return draft.state()
+
+
+def opened(message: StartExecution, offset: int) -> Execution:
+    """The state before the first event of the run that `message` at `offset` begins."""
+    return Execution(
+        id=message.execution,
+        run=offset,
+        src=offset,
+        status=ExecutionStatus.PENDING,
+        workflow=message.workflow,
+        version=message.version,
+        definition=message.definition,
+        limits=message.limits,
+        key=message.key,
+        origin=message.origin.model_dump() if message.origin else None,
+        reply=message.reply.model_dump() if message.reply else None,
+        input_hash=content_hash(message.input),
+    )
+
+
+def decide_start(
+    definition: WorkflowDefinition, message: StartExecution, input_size: int, at: int, offset: int
+) -> Decision:
+    """Begin a run: nothing holds the execution's id."""
+    state = opened(message, offset)
+    draft = Draft(definition, state, at)
+    draft.emit(
+        e.ExecutionStarted(
+            message.workflow,
+            message.version,
+            message.definition,
+            message.key,
+            state.origin,
+            message.created_by,
+            input_size,
+        )
+    )
+    for order, step in enumerate(definition.steps):
+        if not step.depends_on:
+            _make_ready(draft, order)
+    return _end(draft)
+
+
+def refuse_start(message: StartExecution, reason: str, detail: str, at: int, offset: int) -> Decision:
+    """A run that cannot begin: the id is held by a refused execution until a good start comes."""
+    event = e.StartRefused(
+        *(message.workflow, message.version, message.definition, reason, detail, message.key),
+        message.origin.model_dump() if message.origin else None,
+        message.created_by,
+    )
+    state = opened(message, offset)._replace(
+        status=ExecutionStatus.FAILED, refused=True, forget_at=at + _REFUSAL_KEPT_MS
+    )
+    return Decision(state, [event])
+
+
+def decide_again(state: Execution, message: StartExecution) -> Decision:
+    """A start of an id that is held. The very record that started it, read twice, says nothing new."""
+    origin = message.origin.model_dump() if message.origin else None
+    if origin is not None and origin == state.origin:
+        return Decision(state, [])
+    asked = content_hash(message.input)
+    if asked == state.input_hash:
+        return Decision(state, [e.StartDeduplicated(origin, message.created_by)])
+    return Decision(state, [e.KeyConflict(origin, message.created_by, asked)])
+
+
+def decide(definition: WorkflowDefinition, state: Execution, message: Message, at: int) -> Decision:
+    """What `message` changes in an execution that exists."""
+    match message:
+        case CancelExecution():
+            return _cancel(definition, state, message, at)
+        case TimerFired():
+            return _timer(definition, state, message, at)
+        case _:
+            return _answer(definition, state, message, at)
+
+
+def fault(state: Execution, detail: str) -> Decision:
+    """A defect of ours met this execution: it stands still until somebody resumes or cancels it."""
+    if state.status is not ExecutionStatus.RUNNING:
+        return Decision(state, [])
+    after = state._replace(status=ExecutionStatus.INCIDENT)
+    return Decision(after, [e.ExecutionIncident(detail[:_MESSAGE_KEPT])])
+
+
+def forget(state: Execution) -> Execution:
+    """The marker that stays until the outbox is surely sent."""
+    return state._replace(
+        forgotten=True, steps=(), open=0, deadline=None, forget_at=None, key=None, origin=None, reply=None
+    )
+
+
+def _answer(definition: WorkflowDefinition, state: Execution, message: Answer, at: int) -> Decision:
+    task = TaskId.parse(message.task_id)
+    if task is None:  # the engine found the execution by this id: it has been parsed before
+        return Decision(state, [])
+    reason = _why_ignored(definition, state, task)
+    if reason is not None:
+        if isinstance(message, StepHeartbeat):
+            return Decision(state, [])
+        ignored = e.CompletionIgnored(task.step, task.attempt, message.type, reason, message.worker_id)
+        return Decision(state, [ignored])
+    order = definition.index[task.step]
+    draft = Draft(definition, state, at)
+    output = None
+    match message:
+        case StepStarted():
+            _started(draft, order, message, message.started_at)
+        case StepHeartbeat():
+            _started(draft, order, message, None)
+            draft.emit(e.HeartbeatTaken(task.step, message.details))
+        case StepCompleted():
+            encoded = encode(message.output)
+            if len(encoded) > state.limits.result:
+                limit = state.limits.result
+                detail = f"the result has {len(encoded)} bytes; the limit (FLOWPILOT_RESULT_LIMIT) is {limit}"
+                error = StepError(kind="result_too_large", message=detail, retryable=False)
+                _fail_attempt(draft, order, error, message)
+            else:
+                output = (task.step, encoded)
+                _complete(draft, order, message, len(encoded))
+        case StepFailed():
+            _failed(draft, order, message)
+    decision = _end(draft)
+    return decision._replace(output=output)
+
+
+def _why_ignored(definition: WorkflowDefinition, state: Execution, task: TaskId) -> str | None:
+    if task.run != state.run:
+        return "other_run"
+    if state.status in TERMINAL_EXECUTION:
+        return "execution_over"
+    if state.status is ExecutionStatus.INCIDENT:
+        return "incident"
+    order = definition.index.get(task.step)
+    if order is None:
+        return "unknown_step"
+    step = state.steps[order]
+    if task.attempt != step.attempt:
+        return "stale_attempt" if task.attempt < step.attempt else "unknown_attempt"
+    return None if step.status in IN_FLIGHT else "not_in_flight"
+
+
+def _started(draft: Draft, order: int, message: Answer, started_at: str | None) -> None:
+    step, name = draft.steps[order], draft.name(order)
+    if step.status is StepStatus.READY:
+        draft.emit(e.StepStarted(name, step.attempt, message.worker_id, message.broker_task_id, started_at))
+    elif isinstance(message, StepStarted):
+        draft.emit(e.HeartbeatTaken(name, None))
+
+
+def _complete(draft: Draft, order: int, message: StepCompleted, size: int) -> None:
+    attempt = draft.steps[order].attempt
+    draft.emit(
+        e.StepCompleted(
+            draft.name(order), attempt, size, message.worker_id, message.broker_task_id, message.started_at
+        )
+    )
+    for dependent in draft.definition.dependents[order]:
+        step = draft.steps[dependent]
+        if step.waiting == 0 and step.status is StepStatus.PENDING:
+            _make_ready(draft, dependent)
+
+
+def _make_ready(draft: Draft, order: int) -> None:
+    """Send the next attempt, unless what it would be given is too large for any."""
+    definition = draft.definition.steps[order]
+    step = draft.steps[order]
+    given = sum(draft.steps[draft.definition.index[parent]].size for parent in definition.takes)
+    given += draft.input_size if definition.takes_input else 0
+    given += len(canonical(definition.args)) if definition.args else 0
+    limit = draft.before.limits.step_inputs
+    if given > limit:
+        detail = f"the step's inputs have {given} bytes; the limit (FLOWPILOT_STEP_INPUTS_LIMIT) is {limit}"
+        error = StepError(kind="input_too_large", message=detail, retryable=False)
+        _fail_for_good(draft, order, error, None)
+        return
+    attempt = step.attempt if step.unhandled_since is not None else step.attempt + 1
+    draft.emit(e.StepReady(definition.name, attempt, definition.queue, step.heartbeat))
+
+
+def _failed(draft: Draft, order: int, message: StepFailed) -> None:
+    error = message.error
+    if error.kind == "no_handler":
+        _no_handler(draft, order, message)
+    elif error.kind == "dispatch_failed":
+        draft.emit(e.DispatchFailed(draft.name(order), draft.steps[order].attempt, error.message[:_MESSAGE_KEPT]))
+        _fail_for_good(draft, order, error, message)
+    elif error.kind == "timed_out":
+        _timed_out(draft, order, "start_to_close", error, message)
+    else:
+        _fail_attempt(draft, order, error, message)
+
+
+def _no_handler(draft: Draft, order: int, message: StepFailed) -> None:
+    """Sent again under the same attempt for a while: a worker that knows the step may come."""
+    step = draft.steps[order]
+    waited = draft.at - (draft.at if step.unhandled_since is None else step.unhandled_since)
+    if waited >= NO_HANDLER_PATIENCE_MS:
+        _fail_for_good(draft, order, message.error, message)
+        return
+    shortest, longest = _NO_HANDLER_DELAY_MS
+    retry_at = draft.at + max(shortest, min(waited, longest))
+    _schedule(draft, order, step.attempt, retry_at, message.error, message)
+
+
+def _timed_out(draft: Draft, order: int, timeout: str, error: StepError, message: StepFailed | None) -> None:
+    retries = may_retry(draft.definition.steps[order].retry, error, draft.steps[order].attempt)
+    outcome = "retry" if retries else "fail"
+    draft.emit(e.StepTimedOut(draft.name(order), draft.steps[order].attempt, timeout, outcome))
+    _fail_attempt(draft, order, error, message)
+
+
+def _fail_attempt(draft: Draft, order: int, error: StepError, message: Answer | None) -> None:
+    attempt = draft.steps[order].attempt
+    policy = draft.definition.steps[order].retry
+    if may_retry(policy, error, attempt):
+        task = TaskId(draft.before.id, draft.before.run, draft.name(order), attempt)
+        retry_at = draft.at + delay_ms(policy, error, attempt, str(task))
+        _schedule(draft, order, attempt + 1, retry_at, error, message)
+    else:
+        _fail_for_good(draft, order, error, message)
+
+
+def _schedule(
+    draft: Draft, order: int, next_attempt: int, retry_at: int, error: StepError, message: Answer | None
+) -> None:
+    draft.emit(
+        e.StepRetryScheduled(
+            draft.name(order),
+            draft.steps[order].attempt,
+            next_attempt,
+            retry_at,
+            _shown(error),
+            message.worker_id if message else None,
+            message.broker_task_id if message else None,
+        )
+    )
+
+
+def _fail_for_good(draft: Draft, order: int, error: StepError, message: Answer | None) -> None:
+    name = draft.name(order)
+    worker = (message.worker_id, message.broker_task_id) if message else (None, None)
+    started_at = message.started_at if isinstance(message, StepFailed | StepCompleted) else None
+    draft.emit(e.StepFailed(name, draft.steps[order].attempt, _shown(error), *worker, started_at))
+    # Everything that waits for it, directly or not, never runs; independent branches go on.
+    below = list(draft.definition.dependents[order])
+    while below:
+        dependent = below.pop()
+        if draft.steps[dependent].status is StepStatus.PENDING:
+            draft.emit(e.StepSkipped(draft.name(dependent), name))
+            below.extend(draft.definition.dependents[dependent])
+
+
+def _shown(error: StepError) -> dict[str, str]:
+    return {"kind": error.kind, "message": error.message}
+
+
+def _cancel(definition: WorkflowDefinition, state: Execution, message: CancelExecution, at: int) -> Decision:
+    over = state.status in TERMINAL_EXECUTION
+    if over or message.run not in (None, state.run):
+        reason = "the execution is over" if over else "another run holds the id"
+        return Decision(state, [e.CancelIgnored(message.actor, reason)])
+    draft = Draft(definition, state, at)
+    _cancel_open_steps(draft)
+    draft.emit(e.ExecutionCancelled(message.actor, message.reason))
+    return Decision(draft.state(), draft.events)
+
+
+def _cancel_open_steps(draft: Draft) -> None:
+    for order in draft.open_steps():
+        draft.emit(e.StepCancelled(draft.name(order), draft.steps[order].attempt))
+
+
+def _timer(definition: WorkflowDefinition, state: Execution, message: TimerFired, at: int) -> Decision:
+    """Apply every deadline that the broker's time has reached; a timer that comes early changes nothing."""
+    due = state.due
+    if message.run != state.run or due is None or due > at:
+        return Decision(state, [])
+    draft = Draft(definition, state, at)
+    if state.deadline is not None and state.deadline <= at:
+        _cancel_open_steps(draft)
+        draft.emit(e.ExecutionFailed(_errors(draft), "timed_out"))
+        return Decision(draft.state(), draft.events)
+    for order, step in enumerate(state.steps):
+        if step.due is not None and step.due <= at:
+            _step_due(draft, order)
+    return _end(draft)
+
+
+def _step_due(draft: Draft, order: int) -> None:
+    step, definition = draft.steps[order], draft.definition.steps[order]
+    if step.status is StepStatus.RETRYING:
+        _make_ready(draft, order)
+    elif step.status is StepStatus.READY:
+        error = StepError(
+            kind="timed_out",
+            message=f"no worker of queue {definition.queue!r} answered within {definition.schedule_to_start_ms} ms",
+            retryable=definition.on_schedule_to_start == "retry",
+        )
+        if definition.on_schedule_to_start == "record":
+            draft.emit(e.StepTimedOut(definition.name, step.attempt, "schedule_to_start", "record"))
+        else:
+            _timed_out(draft, order, "schedule_to_start", error, None)
+    elif step.heartbeat_deadline is not None and step.heartbeat_deadline <= draft.at:
+        lost = StepError(kind="timed_out", message=f"no heartbeat for {definition.heartbeat_ms} ms")
+        _timed_out(draft, order, "heartbeat", lost, None)
+    else:
+        late = StepError(kind="timed_out", message=f"not closed within {definition.start_to_close_ms} ms")
+        _timed_out(draft, order, "start_to_close", late, None)
+
+
+def _end(draft: Draft) -> Decision:
+    if draft.open == 0 and draft.status is ExecutionStatus.RUNNING:
+        errors = _errors(draft)
+        draft.emit(e.ExecutionFailed(errors, None) if errors else e.ExecutionCompleted())
+    return Decision(draft.state(), draft.events)
+
+
+def _errors(draft: Draft) -> dict[str, object]:
+    failed = [order for order, step in enumerate(draft.steps) if step.status is StepStatus.FAILED]
+    errors: dict[str, object] = {draft.name(order): draft.steps[order].error for order in failed[:_ERRORS_SHOWN]}
+    if len(failed) > _ERRORS_SHOWN:
+        errors["…"] = {"kind": "more", "message": f"{len(failed) - _ERRORS_SHOWN} more steps failed"}
+    return errors

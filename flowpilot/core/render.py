@@ -1,0 +1,236 @@
+"""A decision as messages. The same outbox entry renders to the same bytes, however often it is sent.
+
+Inputs and outputs of steps are not part of a decision; they come through `Payloads` as the encoded JSON that
+was stored when they were taken, and go into messages as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import orjson
+
+from flowpilot.core import events as e
+from flowpilot.core.state import Execution, OutboxEntry
+from flowpilot.core.status import ExecutionStatus
+from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.history import HEADER_HASH, HEADER_PREV, chain, iso
+from flowpilot_schemas.ids import TaskId
+from flowpilot_schemas.messages import Cancelled, ExecutionEnded, Superseded
+
+
+class PayloadGone(Exception):
+    """An input or output was removed: the execution is over and everything that needs it was sent."""
+
+
+class Payloads(Protocol):
+    """The stored inputs and outputs, as encoded JSON. Both raise `PayloadGone`."""
+
+    def input(self, execution: str, run: int) -> bytes:
+        """The input of a run."""
+        ...
+
+    def output(self, execution: str, run: int, step: str) -> bytes:
+        """The output of a completed step."""
+        ...
+
+
+class Home(NamedTuple):
+    """Where answers go: the execution's partition of the events topic."""
+
+    topic: str
+    partition: int
+
+
+class Outgoing(NamedTuple):
+    """A message to be sent. `kind` is history, step, control or reply; `queue` belongs to a step message."""
+
+    kind: str
+    key: str
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+    queue: str | None = None
+    topic: str | None = None
+    partition: int | None = None
+
+
+class Rendered(NamedTuple):
+    """The messages of one entry, in order, and the hash chain's head and `seq` after them."""
+
+    messages: list[Outgoing]
+    head: bytes
+    seq: int
+
+
+def render(
+    definition: WorkflowDefinition | None,
+    state: Execution,
+    entry: OutboxEntry,
+    events: Sequence[e.CoreEvent],
+    payloads: Payloads,
+    home: Home,
+) -> Rendered:
+    """The messages of `entry`, whose events are `events`. Raises `PayloadGone`.
+
+    Of `state` only what never changes within a run is used. `definition` is None for a refused start alone.
+    """
+    run = _Run(definition, entry.of or state, payloads, home, entry.at)
+    messages: list[Outgoing] = []
+    head, seq = entry.previous, entry.first_seq - 1
+    for event in events:
+        if isinstance(event, e.UNRECORDED):
+            continue
+        seq += 1
+        value = run.history(event, seq, entry.cause)
+        previous, head = head, chain(head, value)
+        headers = ((HEADER_PREV, previous), (HEADER_HASH, head))
+        messages.append(Outgoing("history", run.state.id, value, headers, partition=home.partition))
+        messages.extend(run.consequences(event))
+    return Rendered(messages, head, seq)
+
+
+class _Run:
+    """What is common to the messages of one entry."""
+
+    def __init__(
+        self, definition: WorkflowDefinition | None, state: Execution, payloads: Payloads, home: Home, at: int
+    ) -> None:
+        self._definition = definition
+        self.state = state
+        self._payloads = payloads
+        self._home = home
+        self._at = at
+
+    @property
+    def definition(self) -> WorkflowDefinition:
+        if self._definition is None:
+            raise ValueError(f"execution {self.state.id} has no definition to render from")
+        return self._definition
+
+    def history(self, event: e.CoreEvent, seq: int, cause: int) -> bytes:
+        """The bytes of a history record."""
+        state = self.state
+        body: dict[str, Any] = {
+            "v": 1,
+            "type": type(event).__name__,
+            "execution": state.id,
+            "run": state.run,
+            "seq": seq,
+            "at": iso(self._at),
+            "cause": cause,
+        }
+        for name, value in zip(event._fields, event, strict=True):
+            if value is not None:
+                body[name] = value
+        match event:
+            case e.ExecutionStarted():
+                del body["input_size"]
+                body["input"] = orjson.Fragment(self._payloads.input(state.id, state.run))
+                root, _, retry = state.id.partition(".")
+                if retry:
+                    body["parent"] = root if retry == "1" else f"{root}.{int(retry) - 1}"
+            case e.StepCompleted():
+                body["output"] = orjson.Fragment(self._payloads.output(state.id, state.run, event.step))
+            case e.StepRetryScheduled():
+                body["retry_at"] = iso(event.retry_at)
+            case e.ExecutionCompleted():
+                output = self._output()
+                body["output" if output is not None else "output_omitted"] = (
+                    True if output is None else orjson.Fragment(output)
+                )
+        return orjson.dumps(body)
+
+    def consequences(self, event: e.CoreEvent) -> list[Outgoing]:
+        """What is sent beside the history record."""
+        state = self.state
+        match event:
+            case e.StepReady():
+                return [self._step(event)]
+            case e.StepTimedOut() if event.timeout != "schedule_to_start":
+                task = str(TaskId(state.id, state.run, event.step, event.attempt))
+                return [self._control(Superseded(task_id=task))]
+            case e.ExecutionCancelled():
+                cancelled = Cancelled(execution=state.id, run=state.run)
+                return [self._control(cancelled), *self._reply("cancelled", reason=event.reason)]
+            case e.ExecutionFailed():
+                over = [self._control(Cancelled(execution=state.id, run=state.run))] if event.reason else []
+                return [*over, *self._reply("failed", errors=event.errors, reason=event.reason)]
+            case e.ExecutionCompleted():
+                return self._reply("completed", output=self._output())
+            case e.StartRefused():
+                return self._reply("refused", reason=event.detail)
+            case _:
+                return []
+
+    def _step(self, event: e.StepReady) -> Outgoing:
+        state, definition = self.state, self.definition
+        step = definition.steps[definition.index[event.step]]
+        task = TaskId(state.id, state.run, event.step, event.attempt)
+        message: dict[str, Any] = {
+            "v": 1,
+            "type": "step.ready",
+            "task_id": str(task),
+            "workflow": state.workflow,
+            "version": state.version,
+            "definition": state.definition,
+            "step": event.step,
+            "attempt": event.attempt,
+            "idempotency_key": task.idempotency_key,
+        }
+        if step.takes_input:
+            message["input"] = orjson.Fragment(self._payloads.input(state.id, state.run))
+        message["parents"] = {
+            parent: orjson.Fragment(self._payloads.output(state.id, state.run, parent)) for parent in step.takes
+        }
+        if step.args:
+            message["args"] = step.args
+        if event.last_heartbeat is not None:
+            message["last_heartbeat"] = event.last_heartbeat
+        message |= {
+            "start_to_close_ms": step.start_to_close_ms,
+            "heartbeat_ms": step.heartbeat_ms,
+            "result_limit": state.limits.result,
+            "not_after": iso(self._at + step.schedule_to_start_ms),
+            "reply": {"topic": self._home.topic, "partition": self._home.partition, "key": state.id},
+        }
+        return Outgoing("step", str(task), orjson.dumps(message), queue=step.queue)
+
+    def _output(self) -> bytes | None:
+        """The execution's output: of the step marked so, else of the only leaf, else a dict of the leaves.
+
+        None if the leaves' outputs together are beyond the limit of a step's inputs: they stand in the
+        history of each step.
+        """
+        state, definition = self.state, self.definition
+        marked = [step.name for step in definition.steps if step.output]
+        leaves = marked or [
+            step.name for step, below in zip(definition.steps, definition.dependents, strict=True) if not below
+        ]
+        outputs = {name: self._payloads.output(state.id, state.run, name) for name in leaves}
+        if len(leaves) == 1:
+            return outputs[leaves[0]]
+        if sum(map(len, outputs.values())) > state.limits.step_inputs:
+            return None
+        return orjson.dumps({name: orjson.Fragment(output) for name, output in outputs.items()})
+
+    def _control(self, message: Cancelled | Superseded) -> Outgoing:
+        return Outgoing("control", self.state.id, message.model_dump_json().encode(), partition=0)
+
+    def _reply(self, status: str, *, output: bytes | None = None, **fields: Any) -> list[Outgoing]:
+        reply = self.state.reply
+        if not reply:
+            return []
+        ended = ExecutionEnded.model_validate(
+            {"execution": self.state.id, "run": self.state.run, "status": status, **fields}
+        )
+        body = ended.model_dump(mode="json", exclude_none=True)
+        if output is not None:
+            body["output"] = orjson.Fragment(output)
+        key = reply.get("key") or self.state.id
+        return [Outgoing("reply", key, orjson.dumps(body), topic=reply["topic"], partition=reply["partition"])]
+
+
+def is_over(state: Execution) -> bool:
+    """Whether inputs and outputs of this run may have been removed."""
+    return state.forgotten or state.status is ExecutionStatus.COMPLETED
