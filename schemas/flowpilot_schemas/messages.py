@@ -27,6 +27,10 @@ class _Message(BaseModel):
     v: Literal[1] = 1
 
 
+class Untyped(_Message):
+    """What every message has, whatever its type."""
+
+
 class Origin(BaseModel):
     """The trigger record an execution comes from."""
 

@@ -1,0 +1,21 @@
+"""How the engine stops. Both carry one sentence for whoever has to mend it."""
+
+from __future__ import annotations
+
+from flowpilot.core.errors import FlowPilotError
+
+
+class EngineHalt(FlowPilotError):
+    """A doubt about what was written or who owns a partition: the process ends at once, acknowledging nothing."""
+
+
+class PartitionStopped(FlowPilotError):
+    """This partition cannot go on until somebody acts; the others do."""
+
+
+class DefinitionNeeded(Exception):
+    """A start names a definition that this process has not read yet: read on, then fold the record again."""
+
+    def __init__(self, definition_hash: str) -> None:
+        super().__init__(definition_hash)
+        self.definition_hash = definition_hash

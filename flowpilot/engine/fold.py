@@ -1,0 +1,280 @@
+"""The fold of one partition's batch: records in, changed states and outputs out. No I/O, no clock, no chance.
+
+What a record decides depends on the log and the table alone: not on epochs, batch borders or what was sent
+(`sent_through` only trims the outbox). Rule 2 of the commit protocol stands in `_for_execution`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from flowpilot.core import decide
+from flowpilot.core.dead_letters import dead_letter, dead_letter_key
+from flowpilot.core.events import UNRECORDED, CoreEvent, pack, unpack
+from flowpilot.core.murmur2 import partition_of
+from flowpilot.core.render import Home, Outgoing, PayloadGone, is_over, render
+from flowpilot.core.state import Execution, OutboxEntry
+from flowpilot.engine.errors import PartitionStopped
+from flowpilot.engine.keys import input_key, output_key
+from flowpilot.engine.overlay import Overlay
+from flowpilot.ports.log import Fetched, Record
+from flowpilot_schemas import messages as m
+from flowpilot_schemas.codec import BadRecord, decode_object, encode, encode_message, parse
+from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.history import HEADER_HOPS
+from flowpilot_schemas.ids import TaskId, is_execution_id, root_id
+from flowpilot_schemas.topics import Topics
+
+
+class Output(NamedTuple):
+    """A record to be sent once the state is durable. `task_id` is set for a step message."""
+
+    record: Record
+    task_id: str | None = None
+
+
+@dataclass
+class Frame:
+    """What the fold of a partition is given: all of it follows from the log, but for `sent_through`."""
+
+    partition: int
+    partitions: int
+    topics: Topics
+    overlay: Overlay
+    recovered_watermark: int
+    sent_through: int
+    # Definitions read from their topic, for the first use in this partition. None: surely not there; a hash
+    # that was not looked for yet raises `DefinitionNeeded`.
+    known: Callable[[str], WorkflowDefinition | None]
+    forgettable: Callable[[int], Iterable[str]]
+    outputs: list[Output] = field(default_factory=list)
+
+
+class Fold:
+    """Folds the records of one batch, one after another, into `frame.overlay` and `frame.outputs`."""
+
+    def __init__(self, frame: Frame) -> None:
+        self._frame = frame
+        self._overlay = frame.overlay
+        self._home = Home(frame.topics.events, frame.partition)
+
+    def record(self, record: Fetched) -> None:
+        """Fold one record, wholly or (if it raises) not at all.
+
+        Raises `DefinitionNeeded`, `PartitionStopped`, and whatever a defect of ours raises.
+        """
+        sent = len(self._frame.outputs)
+        self._overlay.mark()
+        try:
+            self._record(record)
+        except BaseException:
+            self._overlay.roll_back()
+            del self._frame.outputs[sent:]
+            raise
+
+    def _record(self, record: Fetched) -> None:
+        try:
+            message = _parse(record)
+        except BadRecord as bad:
+            self._dead_letter(record, bad.reason, bad.detail)
+            return
+        match message:
+            case m.Forget():
+                self._forget(record, message)
+            case m.StartExecution():
+                self._for_execution(record, message.execution, message)
+            case m.CancelExecution() | m.TimerFired():
+                self._for_execution(record, message.execution, message)
+            case _:
+                self._for_execution(record, message.task_id.partition("/")[0], message)
+
+    def fault(self, record: Fetched, detail: str) -> None:
+        """The fold of `record` met a defect: a dead letter, and the execution stands still."""
+        self._dead_letter(record, "engine_fault", detail)
+        execution = _execution_named_by(record)
+        state = self._overlay.state(execution) if execution else None
+        if state is not None and record.offset > state.src:
+            self._commit(record, state, decide.fault(state, detail))
+
+    def _for_execution(self, record: Fetched, execution: str, message: m.StartExecution | decide.Message) -> None:
+        state = self._overlay.state(execution)
+        if state is None and not self._is_home(record, execution):
+            return
+        if state is not None and record.offset <= state.src:
+            self._send_again(state, record.offset)
+        elif isinstance(message, m.StartExecution):
+            if state is not None or record.offset > self._frame.recovered_watermark:
+                self._start(record, state, message)
+        elif state is None or state.forgotten:
+            self._unknown(record, execution, message)
+        else:
+            definition = self._definition_of(state)
+            if definition is None:  # a refused start: nothing of it is in flight
+                self._unknown(record, execution, message)
+            else:
+                self._commit(record, state, decide.decide(definition, state, message, record.timestamp))
+
+    def _start(self, record: Fetched, state: Execution | None, message: m.StartExecution) -> None:
+        if message.rules > m.RULES:
+            raise PartitionStopped(
+                f"partition {record.partition} holds an execution with rules {message.rules} at offset "
+                f"{record.offset}; this release knows rules up to {m.RULES}: upgrade the engine"
+            )
+        if state is not None and not (state.forgotten or state.refused):
+            self._commit(record, state, decide.decide_again(state, message))
+            return
+        given = encode(message.input)
+        reason, detail, definition = self._why_refused(message, given)
+        if definition is None or reason:
+            refused = decide.refuse_start(message, reason, detail, record.timestamp, record.offset)
+            self._commit(record, state, refused, begins=True)
+            return
+        self._overlay.put_payload(input_key(message.execution, record.offset), given, record.offset)
+        started = decide.decide_start(definition, message, len(given), record.timestamp, record.offset)
+        if self._overlay.definition(definition.hash) is None:
+            self._overlay.put_definition(definition, record.offset)
+        self._commit(record, state, started, begins=True)
+
+    def _why_refused(self, message: m.StartExecution, given: bytes) -> tuple[str, str, WorkflowDefinition | None]:
+        definition = self._overlay.definition(message.definition) or self._frame.known(message.definition)
+        if definition is None:
+            return "unknown_definition", f"no definition {message.definition} is registered", None
+        if (definition.name, definition.version) != (message.workflow, message.version):
+            theirs = f"{definition.name} version {definition.version}"
+            return "other_definition", f"the definition {message.definition} is that of {theirs}", definition
+        if len(given) > message.limits.input:
+            limit = f"the limit (FLOWPILOT_TRIGGER_LIMIT) is {message.limits.input}"
+            return "input_too_large", f"the input has {len(given)} bytes; {limit}", definition
+        return "", "", definition
+
+    def _commit(
+        self, record: Fetched, before: Execution | None, decision: decide.Decision, *, begins: bool = False
+    ) -> None:
+        """Put a decision into the state, its outbox and the outputs."""
+        after, told = decision.state, [event for event in decision.events if not isinstance(event, UNRECORDED)]
+        if not decision.events:
+            return
+        kept = self._kept(before, begins) if before is not None else ()
+        if decision.output is not None:
+            step, output = decision.output
+            self._overlay.put_payload(output_key(after.id, after.run, step), output, record.offset)
+        if told:
+            entry = OutboxEntry(
+                record.offset, record.timestamp, after.seq + 1, after.head, [pack(event) for event in told]
+            )
+            after = self._render(after, entry, told, kept)
+        self._overlay.put(after._replace(src=record.offset, outbox=after.outbox if told else kept))
+
+    def _kept(self, before: Execution, begins: bool) -> tuple[OutboxEntry, ...]:
+        """The entries that may not have been sent yet. Those of an earlier run say whose they are."""
+        unsent = tuple([entry for entry in before.outbox if entry.cause > self._frame.sent_through])
+        if begins and unsent:
+            earlier = before._replace(outbox=(), steps=())
+            unsent = tuple([entry if entry.of else entry._replace(of=earlier) for entry in unsent])
+        return unsent
+
+    def _render(
+        self, state: Execution, entry: OutboxEntry, events: Sequence[CoreEvent], kept: tuple[OutboxEntry, ...]
+    ) -> Execution:
+        rendered = render(self._definition_of(state), state, entry, events, self._overlay, self._home)
+        self._frame.outputs.extend(self._output(message) for message in rendered.messages)
+        return state._replace(seq=rendered.seq, head=rendered.head, outbox=(*kept, entry))
+
+    def _send_again(self, state: Execution, cause: int) -> None:
+        """The record was folded before: whatever it caused may not have been sent."""
+        for entry in state.outbox:
+            if entry.cause != cause:
+                continue
+            events = [unpack(packed) for packed in entry.events]
+            owner = entry.of or state
+            try:
+                rendered = render(self._definition_of(owner), state, entry, events, self._overlay, self._home)
+            except PayloadGone:
+                if not is_over(owner):
+                    raise
+                continue  # removed only after everything had been sent
+            self._frame.outputs.extend(self._output(message) for message in rendered.messages)
+
+    def _definition_of(self, state: Execution) -> WorkflowDefinition | None:
+        return None if state.refused else self._overlay.definition(state.definition)
+
+    def _output(self, message: Outgoing) -> Output:
+        topics = self._frame.topics
+        if message.kind == "step":
+            topic = topics.steps(message.queue or "")
+        else:
+            topic = message.topic or {"history": topics.history, "control": topics.control}[message.kind]
+        record = Record(topic, message.key.encode(), message.value, message.partition, message.headers)
+        return Output(record, message.key if message.kind == "step" else None)
+
+    def _forget(self, record: Fetched, message: m.Forget) -> None:
+        """Every finished execution whose window has passed becomes a marker; the order does not matter."""
+        bound = min(message.before, record.timestamp)
+        for execution in self._frame.forgettable(bound):
+            state = self._overlay.state(execution)
+            if state is None or record.offset <= state.src or state.forget_at is None or state.forget_at > bound:
+                continue
+            kept = self._kept(state, begins=False)
+            self._overlay.put(decide.forget(state)._replace(src=record.offset, outbox=kept))
+
+    def _unknown(self, record: Fetched, execution: str, message: m.StartExecution | decide.Message) -> None:
+        if isinstance(message, m.TimerFired | m.StepHeartbeat):
+            return  # a timer or heartbeat of an execution that was forgotten meanwhile
+        detail = f"no execution {execution} is known; it never was, or its window has passed"
+        self._dead_letter(record, "unknown_execution", detail)
+
+    def _is_home(self, record: Fetched, execution: str) -> bool:
+        """Whether the record came to the partition of its execution. If not, it is forwarded, once."""
+        root = root_id(execution).encode()
+        home = partition_of(root, self._frame.partitions)
+        if home == record.partition:
+            return True
+        if any(name == HEADER_HOPS for name, _ in record.headers):
+            detail = f"the record came to partition {record.partition} twice; the execution's is {home}"
+            self._dead_letter(record, "wrong_partition", detail)
+        else:
+            headers = (*record.headers, (HEADER_HOPS, b"1"))
+            forwarded = Record(self._frame.topics.events, root, record.value, home, headers)
+            self._frame.outputs.append(Output(forwarded))
+        return False
+
+    def _dead_letter(self, record: Fetched, reason: str, detail: str) -> None:
+        """Depends on the record alone: sent on every delivery, watermark or not."""
+        letter = encode_message(dead_letter(record, reason, detail, "engine"))
+        self._frame.outputs.append(
+            Output(Record(self._frame.topics.dead_letters, dead_letter_key(record), letter, record.partition))
+        )
+
+
+def _parse(record: Fetched) -> m.Event:
+    value = decode_object(record.value)
+    kind = value.get("type")
+    model = m.EVENT_TYPES.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        parse(m.Untyped, value)
+        raise BadRecord("unknown_type", f"no event has the type {str(kind)[:100]!r}")
+    message = parse(model, value)
+    if isinstance(message, m.StartExecution | m.CancelExecution | m.TimerFired):
+        _require(is_execution_id(message.execution), "execution is not an execution id")
+    elif not isinstance(message, m.Forget):
+        _require(TaskId.parse(message.task_id) is not None, "task_id is not a task id")
+    return message
+
+
+def _require(holds: bool, detail: str) -> None:
+    if not holds:
+        raise BadRecord("wrong_shape", detail)
+
+
+def _execution_named_by(record: Fetched) -> str | None:
+    try:
+        message = _parse(record)
+    except BadRecord:
+        return None
+    if isinstance(message, m.Forget):
+        return None
+    if isinstance(message, m.StartExecution | m.CancelExecution | m.TimerFired):
+        return message.execution
+    return message.task_id.partition("/")[0]

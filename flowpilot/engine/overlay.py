@@ -1,0 +1,105 @@
+"""What a batch changes, over a partition's table that it leaves as it is until everything is acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TypeVar
+
+from flowpilot.core.render import PayloadGone
+from flowpilot.core.state import Execution, decode_execution, encode_execution
+from flowpilot.engine.keys import definition_key, input_key, output_key, state_key
+from flowpilot.engine.table import PartitionTable
+from flowpilot_schemas.definition import WorkflowDefinition
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+Write = tuple[bytes, bytes | None, int]  # key, value, src
+
+
+class Overlay:
+    """The states and payloads of one batch; also the payloads that `flowpilot.core.render` asks for."""
+
+    def __init__(self, table: PartitionTable, decoded: dict[str, WorkflowDefinition]) -> None:
+        self._table = table
+        self._decoded = decoded  # by hash, shared by all partitions: definitions never change
+        self._read: dict[str, Execution | None] = {}
+        self._payloads: dict[bytes, tuple[bytes, int]] = {}
+        self._definitions: dict[str, tuple[WorkflowDefinition, int]] = {}
+        self._undo: list[Callable[[], object]] = []
+        self.changed: dict[str, Execution] = {}
+
+    def mark(self) -> None:
+        """From here on changes can be taken back by `roll_back`."""
+        self._undo.clear()
+
+    def roll_back(self) -> None:
+        """Take back everything since `mark`."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _set(self, where: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+        if key in where:
+            self._undo.append(partial(where.__setitem__, key, where[key]))
+        else:
+            self._undo.append(partial(where.__delitem__, key))
+        where[key] = value
+
+    def state(self, execution: str) -> Execution | None:
+        """The execution's state after what was folded so far."""
+        if execution in self._read:
+            return self._read[execution]
+        stored = self._table.get(state_key(execution))
+        state = decode_execution(stored) if stored is not None else None
+        self._read[execution] = state
+        return state
+
+    def put(self, state: Execution) -> None:
+        """Set an execution's state."""
+        self._set(self._read, state.id, state)
+        self._set(self.changed, state.id, state)
+
+    def put_payload(self, key: bytes, value: bytes, src: int) -> None:
+        """Store an input or output."""
+        self._set(self._payloads, key, (value, src))
+
+    def put_definition(self, definition: WorkflowDefinition, src: int) -> None:
+        """Copy a definition into the partition: from now on its fold needs nothing else."""
+        self._set(self._definitions, definition.hash, (definition, src))
+        self._decoded[definition.hash] = definition
+
+    def definition(self, definition_hash: str) -> WorkflowDefinition | None:
+        """The partition's own copy of a definition, if it has one."""
+        if definition_hash in self._definitions:
+            return self._definitions[definition_hash][0]
+        stored = self._table.get(definition_key(definition_hash))
+        if stored is None:
+            return None
+        if definition_hash not in self._decoded:
+            self._decoded[definition_hash] = WorkflowDefinition.model_validate_json(stored)
+        return self._decoded[definition_hash]
+
+    def input(self, execution: str, run: int) -> bytes:
+        """See `flowpilot.core.render.Payloads`."""
+        return self._payload(input_key(execution, run))
+
+    def output(self, execution: str, run: int, step: str) -> bytes:
+        """See `flowpilot.core.render.Payloads`."""
+        return self._payload(output_key(execution, run, step))
+
+    def _payload(self, key: bytes) -> bytes:
+        if key in self._payloads:
+            return self._payloads[key][0]
+        stored = self._table.get(key)
+        if stored is None:
+            raise PayloadGone(key.decode())
+        return stored
+
+    def writes(self) -> Iterable[Write]:
+        """The changelog records of the batch but the watermark: payloads before the states that name them."""
+        for definition, src in self._definitions.values():
+            yield definition_key(definition.hash), definition.model_dump_json().encode(), src
+        for key, (value, src) in self._payloads.items():
+            yield key, value, src
+        for state in self.changed.values():
+            yield state_key(state.id), encode_execution(state), state.src
