@@ -34,6 +34,9 @@ def producer_properties(settings: Settings, *, gapless: bool = False) -> Propert
         "linger.ms": 0,
         "message.max.bytes": LARGE_MESSAGE + 4096,
         "queue.buffering.max.messages": 200_000,
+        # A topic the cluster does not know fails its record after two seconds, not thirty: `setup` waits until
+        # what it made is known everywhere.
+        "topic.metadata.propagation.max.ms": 2_000,
         "compression.type": "none",
         # With a gap the sequence is broken for good: the process ends rather than carry on in doubt.
         **({"enable.gapless.guarantee": True} if gapless else {}),
@@ -54,6 +57,9 @@ def consumer_properties(settings: Settings, group: str, *, member: str = "") -> 
         "heartbeat.interval.ms": 2_000,
         "max.poll.interval.ms": 60_000,
         "fetch.wait.max.ms": 100,
+        # After a broker was away, and after a full queue has drained: at once, not after half a second or one.
+        "fetch.error.backoff.ms": 50,
+        "fetch.queue.backoff.ms": 50,
         "fetch.message.max.bytes": LARGE_MESSAGE + 4096,
         **static,
     }
@@ -68,6 +74,8 @@ def reader_properties(settings: Settings) -> Properties:
         "auto.offset.reset": "error",
         "enable.partition.eof": True,
         "fetch.wait.max.ms": 50,
+        "fetch.error.backoff.ms": 50,
+        "fetch.queue.backoff.ms": 10,
         "fetch.message.max.bytes": LARGE_MESSAGE + 4096,
     }
 

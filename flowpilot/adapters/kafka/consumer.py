@@ -47,7 +47,13 @@ class KafkaConsumer:
         self._consumer = ConfluentConsumer(properties)
         self._polling = ThreadPoolExecutor(1, thread_name_prefix="flowpilot-consumer")
         self._on_assigned, self._on_revoked = on_assigned, on_revoked
-        self._failed: BaseException | None = None
+        self._rebalancing = False
+        self._moved: set[TopicPartition] = set()  # by a rebalance: revoked, or sought in its handler
+        self._seeks: dict[TopicPartition, int] = {}
+        self._closed = False
+        self._under_way: asyncio.Future[list[Fetched]] | None = None
+        self._failed: BaseException | None = None  # by a handler: for good
+        self._error: LogUnavailable | None = None
         self.subscribe(topics)
 
     def subscribe(self, topics: Sequence[str]) -> None:
@@ -62,38 +68,59 @@ class KafkaConsumer:
         self._handle(self._on_assigned, partitions)
 
     def _revoked(self, consumer: ConfluentConsumer, partitions: list[ConfluentPartition]) -> None:
+        self._moved.update(TopicPartition(item.topic, item.partition) for item in partitions)
         self._handle(self._on_revoked, partitions)
 
     def _handle(self, handler: Rebalanced, partitions: list[ConfluentPartition]) -> None:
         named = [TopicPartition(item.topic, item.partition) for item in partitions]
         running = cast(Coroutine[Any, Any, None], handler(named))
+        self._rebalancing = True
         try:
             asyncio.run_coroutine_threadsafe(running, self._loop).result()
         except BaseException as error:  # noqa: BLE001 - librdkafka would swallow it; `poll` raises it
             self._failed = error
+        finally:
+            self._rebalancing = False
 
     async def poll(self, max_records: int, timeout: float) -> list[Fetched]:
-        """See the port."""
-        found = await self._loop.run_in_executor(self._polling, self._poll, max_records, timeout)
+        """See the port. A poll that is cancelled loses nothing: the next one returns what it had fetched."""
+        if self._under_way is None:
+            seeks, self._seeks = self._seeks, {}
+            self._under_way = self._loop.run_in_executor(self._polling, self._poll, max_records, timeout, seeks)
+        await asyncio.wait([self._under_way])
+        found, self._under_way = self._under_way.result(), None
         if self._failed is not None:
             raise self._failed
+        if self._error is not None and not found:  # what was fetched with it goes first
+            error, self._error = self._error, None
+            raise error
+        if self._seeks:  # came meanwhile: what was fetched there is from before
+            found = [record for record in found if record[:2] not in self._seeks]
         return found
 
-    def _poll(self, max_records: int, timeout: float) -> list[Fetched]:
+    def _poll(self, max_records: int, timeout: float, seeks: Mapping[TopicPartition, int]) -> list[Fetched]:
+        if self._failed is not None or self._error is not None:
+            return []
+        for partition, offset in seeks.items():
+            try:
+                self._seek(partition, offset)
+            except KafkaException:
+                continue  # it was revoked meanwhile
         # consume(n, timeout) waits for n or for the whole time: wait for the first alone, take the rest as it is.
         first = self._consumer.poll(timeout)
         if first is None:
             return []
-        messages = [first]
-        if max_records > 1:
-            messages += self._consumer.consume(max_records - 1, 0)
+        self._moved.clear()
+        rest = self._consumer.consume(max_records - 1, 0) if max_records > 1 else []
+        # If a rebalance ran just now, librdkafka took back what it concerns, but for the first message.
+        moved = (first.topic(), first.partition()) in self._moved
         found = []
-        for message in messages:
+        for message in rest if moved else (first, *rest):
             error = message.error()
             if error is None:
-                found.append(_fetched(message))
-            elif error.fatal() or not (error.retriable() or error.code() in _PASSING):
-                raise LogUnavailable(f"{error.name()}: {error.str()}")
+                found.append(fetched(message))
+            elif error.fatal() or not (error.retriable() or error.code() in PASSING):
+                self._error = LogUnavailable(f"{error.name()}: {error.str()}")
         return found
 
     async def commit(self, positions: Mapping[TopicPartition, int]) -> None:
@@ -105,13 +132,16 @@ class KafkaConsumer:
 
     def _commit(self, offsets: list[ConfluentPartition]) -> None:
         try:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
+            answered = self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
-            reason = error.args[0]
-            if reason.code() not in _LOST:
-                raise LogUnavailable(f"{reason.name()}: {reason.str()}") from None
+            refused = [error.args[0]]
         except RuntimeError:
             return  # closed meanwhile
+        else:
+            refused = [item.error for item in answered if item.error is not None]
+        for reason in refused:
+            if reason.code() not in _LOST:
+                raise LogUnavailable(f"{reason.name()}: {reason.str()}")
 
     async def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int | None]:
         """See the port."""
@@ -125,13 +155,20 @@ class KafkaConsumer:
         }
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """See the port."""
+        """See the port. Within a rebalance handler at once, else before the next poll."""
+        if self._rebalancing:
+            self._moved.add(partition)
+            self._seek(partition, offset)
+        else:
+            self._seeks[partition] = offset
+
+    def _seek(self, partition: TopicPartition, offset: int) -> None:
         # incremental_assign of a partition that is assigned already fails; seek fails before the first fetch.
         self._consumer.incremental_unassign([ConfluentPartition(*partition)])
         self._consumer.incremental_assign([ConfluentPartition(*partition, offset)])
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
-        """See the port."""
+        """See the port. A poll under way may still return what it had taken."""
         self._consumer.pause([ConfluentPartition(*tp) for tp in partitions])
 
     def resume(self, partitions: Iterable[TopicPartition]) -> None:
@@ -139,13 +176,17 @@ class KafkaConsumer:
         self._consumer.resume([ConfluentPartition(*tp) for tp in partitions])
 
     async def close(self) -> None:
-        """See the port."""
-        await self._loop.run_in_executor(self._polling, self._consumer.close)
-        self._polling.shutdown()
+        """See the port. `on_revoked` is called for what it had; a poll under way ends first."""
+        if not self._closed:
+            self._closed = True
+            await self._loop.run_in_executor(self._polling, self._consumer.close)
+            self._polling.shutdown()
+            if self._failed is not None:
+                raise self._failed
 
 
 # Reported while a broker is away or a topic is not there yet; librdkafka goes on trying.
-_PASSING = frozenset(
+PASSING = frozenset(
     {
         KafkaError._PARTITION_EOF,
         KafkaError._ALL_BROKERS_DOWN,
@@ -158,7 +199,8 @@ _PASSING = frozenset(
 )
 
 
-def _fetched(message: Any) -> Fetched:
+def fetched(message: Any) -> Fetched:
+    """confluent-kafka's message as the port's record."""
     headers = message.headers()
     return Fetched(
         message.topic(),

@@ -1,0 +1,106 @@
+"""The reader port on confluent-kafka: one consumer outside any group, one thread, one range at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from confluent_kafka import Consumer as ConfluentConsumer
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import TopicPartition as ConfluentPartition
+
+from flowpilot.adapters.kafka.config import Properties
+from flowpilot.adapters.kafka.consumer import PASSING, fetched
+from flowpilot.ports.log import Fetched, LogUnavailable
+
+Result = TypeVar("Result")
+
+_MOST_AT_ONCE = 5_000
+
+
+class KafkaReader:
+    """See `flowpilot.ports.log.Reader`. `timeout`: seconds without progress before `LogUnavailable`."""
+
+    def __init__(self, properties: Properties, *, timeout: float = 10.0) -> None:
+        self._consumer = ConfluentConsumer(properties)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flowpilot-reader")
+        self._timeout = timeout
+        self._known: set[str] = set()
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """See the port."""
+        return await self._run(lambda: self._bounds(topic, partition))
+
+    async def read(self, topic: str, partition: int, start: int, end: int) -> list[Fetched]:
+        """See the port."""
+        if start >= end:
+            return []
+        return await self._run(lambda: self._read(topic, partition, start, end))
+
+    async def _run(self, work: Callable[[], Result]) -> Result:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except KafkaException as error:
+            reason = error.args[0]
+            raise LogUnavailable(f"{reason.name()}: {reason.str()}") from None
+
+    def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        if topic not in self._known:
+            # Without it librdkafka's first assignment of a topic waits for its next metadata refresh (~1 s).
+            found = self._consumer.list_topics(topic, timeout=self._timeout).topics[topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
+            if partition not in found.partitions:
+                raise LogUnavailable(f"unknown partition {partition} of {topic}")
+            self._known.add(topic)
+        bounds = self._consumer.get_watermark_offsets(ConfluentPartition(topic, partition), timeout=self._timeout)
+        if bounds is None:
+            raise LogUnavailable(f"{topic}/{partition} did not answer within {self._timeout} s")
+        low, high = bounds
+        return low, high
+
+    def _read(self, topic: str, partition: int, start: int, end: int) -> list[Fetched]:
+        low, high = self._bounds(topic, partition)
+        # Retention may have removed the head; nothing is waited for that is not written yet.
+        start, end = max(start, low), min(end, high)
+        if start >= end:
+            return []
+        self._consumer.assign([ConfluentPartition(topic, partition, start)])
+        try:
+            return self._collect(topic, partition, end)
+        finally:
+            self._consumer.unassign()
+
+    def _collect(self, topic: str, partition: int, end: int) -> list[Fetched]:
+        found: list[Fetched] = []
+        deadline = time.monotonic() + self._timeout
+        while True:
+            first = self._consumer.poll(0.5)
+            if first is None:
+                if time.monotonic() > deadline:
+                    raise LogUnavailable(f"{topic}/{partition} sent nothing for {self._timeout} s")
+                continue
+            progress = False
+            for message in (first, *self._consumer.consume(_MOST_AT_ONCE, 0)):
+                error = message.error()
+                if error is None:
+                    record = fetched(message)
+                    if record.offset < end:
+                        found.append(record)
+                    if record.offset >= end - 1:
+                        return found
+                    progress = True
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    return found  # compaction took the range's last records: no message says so, the end does
+                elif error.code() not in PASSING and not error.retriable():
+                    raise KafkaException(error)
+            if progress:
+                deadline = time.monotonic() + self._timeout
+
+    def close(self) -> None:
+        """Waits for a read under way."""
+        self._thread.submit(self._consumer.close).result()
+        self._thread.shutdown()
