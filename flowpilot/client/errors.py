@@ -1,0 +1,94 @@
+"""What a client raises. Each carries its data and says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowpilot.core.errors import FlowPilotError
+
+
+class UnknownWorkflow(FlowPilotError):
+    """There is no workflow, or no version of it, of that name."""
+
+    def __init__(self, workflow: str, version: str | None, known: list[str]) -> None:
+        self.workflow, self.version, self.known = workflow, version, known
+        if version is not None:
+            message = f"there is no version {version!r} of workflow {workflow!r}; start a worker that has it"
+        else:
+            listed = ", ".join(known[:10]) or "none"
+            message = (
+                f"there is no workflow {workflow!r} (registered: {listed}); start its worker or run "
+                "`flowpilot workflow apply MODULE:WORKFLOW`"
+            )
+        super().__init__(message)
+
+
+class InvalidInput(FlowPilotError):
+    """The input was refused before anything was sent. `reason` is a stable word."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        super().__init__(detail)
+
+
+class NotSent(FlowPilotError):
+    """The log refused the record for good."""
+
+
+class ExecutionEndedBadly(FlowPilotError):
+    """The root of the ways in which an execution ends without an output."""
+
+    def __init__(self, execution: str, message: str) -> None:
+        self.execution = execution
+        super().__init__(f"{message}; `flowpilot execution show {execution}` tells the steps")
+
+
+class ExecutionFailed(ExecutionEndedBadly):
+    """`errors`: step to `{"kind", "message"}`."""
+
+    def __init__(self, execution: str, errors: dict[str, Any], reason: str | None = None) -> None:
+        self.errors, self.reason = errors, reason
+        failures = "; ".join(f"step {step}: {_sentence(error)}" for step, error in errors.items())
+        super().__init__(execution, f"execution {execution} failed: {failures or reason or 'no step is named'}")
+
+
+class ExecutionCancelled(ExecutionEndedBadly):
+    """Somebody cancelled it."""
+
+    def __init__(self, execution: str, reason: str | None) -> None:
+        self.reason = reason
+        super().__init__(execution, f"execution {execution} was cancelled" + (f": {reason}" if reason else ""))
+
+
+class ExecutionRefused(ExecutionEndedBadly):
+    """It never began."""
+
+    def __init__(self, execution: str, reason: str | None) -> None:
+        self.reason = reason
+        super().__init__(execution, f"execution {execution} was refused" + (f": {reason}" if reason else ""))
+
+
+class ExecutionExists(FlowPilotError):
+    """`if_exists="fail"`: the key has an execution already. `conflict`: it was started with another input."""
+
+    def __init__(self, execution: str, key: str | None, *, conflict: bool) -> None:
+        self.execution, self.key, self.conflict = execution, key, conflict
+        other = " with another input" if conflict else ""
+        super().__init__(f"key {key!r} has an execution already{other}: {execution}")
+
+
+class ResultTimeout(FlowPilotError, TimeoutError):
+    """The execution had not ended in time; it goes on."""
+
+    def __init__(self, execution: str, timeout: float) -> None:
+        self.execution = execution
+        super().__init__(
+            f"execution {execution} had not ended after {timeout:g} s; it goes on, "
+            f"see `flowpilot execution show {execution}`"
+        )
+
+
+def _sentence(error: Any) -> str:
+    if isinstance(error, dict):
+        return f"{error.get('kind', 'error')}: {error.get('message', '')}".rstrip(": ")
+    return str(error)

@@ -1,0 +1,172 @@
+"""What one trigger record starts: a function of the record, its topic's id and the definitions known.
+
+| record | outcome |
+|---|---|
+| no value | filtered: a tombstone starts nothing |
+| on `<namespace>.triggers` | the workflow that it names: one start, or one dead letter |
+| on a user topic | one start, or one dead letter, for each workflow whose current version names the topic |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flowpilot.core.dead_letters import dead_letter
+from flowpilot.core.inputs import check_input
+from flowpilot.ports.log import Fetched
+from flowpilot_schemas.codec import BadRecord, decode, decode_object, parse
+from flowpilot_schemas.definition import TriggerDefinition, WorkflowDefinition
+from flowpilot_schemas.ids import keyed_execution_id, record_execution_id
+from flowpilot_schemas.limits import MAX_KEY, Limits
+from flowpilot_schemas.messages import DeadLetter, Origin, StartExecution, Trigger
+from flowpilot_schemas.topics import Topics
+
+SOURCE = "router"
+
+Outcome = StartExecution | DeadLetter
+
+
+class KnownDefinitions(Protocol):
+    """The part of `flowpilot.ports.definitions.Definitions` that routing asks."""
+
+    def current(self, workflow: str) -> WorkflowDefinition | None: ...
+
+    def version(self, workflow: str, version: str) -> WorkflowDefinition | None: ...
+
+    def workflows(self) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A workflow that a topic's records start."""
+
+    definition: WorkflowDefinition
+    trigger: TriggerDefinition
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Where records go: `triggers` is the topic whose records name their workflow."""
+
+    triggers: str
+    limits: Limits
+    definitions: KnownDefinitions
+    subscriptions: dict[str, tuple[Subscription, ...]]
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """Every topic to be read."""
+        return frozenset((self.triggers, *self.subscriptions))
+
+
+def routes(definitions: KnownDefinitions, topics: Topics, limits: Limits) -> Routes:
+    """The routes of the current version of every workflow. A trigger on one of FlowPilot's own topics is left
+    out: it would feed FlowPilot its own records."""
+    found: dict[str, list[Subscription]] = {}
+    ours = {topic.name for topic in topics.core()}
+    for workflow in sorted(definitions.workflows()):
+        definition = definitions.current(workflow)
+        for trigger in definition.triggers if definition is not None else ():
+            is_ours = trigger.topic in ours or trigger.topic.startswith(topics.steps(""))
+            if definition is not None and not is_ours:
+                found.setdefault(trigger.topic, []).append(Subscription(definition, trigger))
+    return Routes(topics.triggers, limits, definitions, {topic: tuple(subs) for topic, subs in found.items()})
+
+
+def route(where: Routes, record: Fetched, topic_id: str) -> list[Outcome]:
+    """What `record` starts, or why it does not. Empty: a tombstone, or no workflow reads the topic any more."""
+    if record.value is None:
+        return []
+    named = record.topic == where.triggers
+    subscriptions = where.subscriptions.get(record.topic, ())
+    if not named and not subscriptions:
+        return []
+    # Not to be blamed on one workflow if several read the topic.
+    workflow = subscriptions[0].definition.name if len(subscriptions) == 1 else None
+    try:
+        if len(record.value) > where.limits.input:
+            limit = where.limits.input
+            sentence = f"the record has {len(record.value)} bytes; the limit FLOWPILOT_TRIGGER_LIMIT is {limit}"
+            raise BadRecord("too_large", sentence)
+        if named:
+            trigger = parse(Trigger, decode_object(record.value))
+            workflow = trigger.workflow
+            return [_named_start(where, record, topic_id, trigger)]
+        value = decode(record.value)
+    except BadRecord as bad:
+        return [dead_letter(record, bad.reason, bad.detail, SOURCE, workflow)]
+    return [_subscribed(where, record, topic_id, value, subscription) for subscription in subscriptions]
+
+
+def _named_start(where: Routes, record: Fetched, topic_id: str, trigger: Trigger) -> StartExecution:
+    definition = where.definitions.current(trigger.workflow)
+    if trigger.version is not None:
+        version = where.definitions.version(trigger.workflow, trigger.version)
+        if version is None and definition is not None:
+            sentence = f"workflow {trigger.workflow!r} has no version {trigger.version!r}"
+            raise BadRecord("unknown_version", sentence)
+        definition = version
+    if definition is None:
+        sentence = f"there is no workflow {trigger.workflow!r}; `flowpilot workflow apply` registers one"
+        raise BadRecord("unknown_workflow", sentence)
+    return _start(where, record, topic_id, definition, trigger.input, trigger.key, trigger.created_by)
+
+
+def _subscribed(
+    where: Routes, record: Fetched, topic_id: str, value: Any, subscription: Subscription
+) -> StartExecution | DeadLetter:
+    definition, unique_by = subscription.definition, subscription.trigger.unique_by
+    try:
+        key = None if unique_by is None else key_of(value, unique_by)
+        return _start(where, record, topic_id, definition, value, key, None)
+    except BadRecord as bad:
+        return dead_letter(record, bad.reason, bad.detail, SOURCE, definition.name)
+
+
+def _start(
+    where: Routes,
+    record: Fetched,
+    topic_id: str,
+    definition: WorkflowDefinition,
+    value: Any,
+    key: str | None,
+    created_by: str | None,
+) -> StartExecution:
+    check_input(definition, value, where.limits.input)
+    if key is None:
+        execution = record_execution_id(definition.name, topic_id, record.partition, record.offset)
+    else:
+        execution = keyed_execution_id(definition.name, key)
+    return StartExecution(
+        execution=execution,
+        workflow=definition.name,
+        version=definition.version,
+        definition=definition.hash,
+        limits=where.limits,
+        key=key,
+        input=value,
+        origin=Origin(topic=record.topic, topic_id=topic_id, partition=record.partition, offset=record.offset),
+        created_by=created_by or f"trigger:{record.topic}",
+    )
+
+
+def key_of(value: Any, path: str) -> str:
+    """The key at the dotted `path`: a string as it is, an integer or boolean as its JSON text.
+
+    Raises `BadRecord`: `key_missing` if there is no such value there, `key_too_long` beyond `MAX_KEY` characters.
+    """
+    found = value
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    if isinstance(found, bool):
+        key = "true" if found else "false"
+    elif isinstance(found, int):
+        key = str(found)
+    elif isinstance(found, str) and found:
+        key = found
+    else:
+        raise BadRecord("key_missing", f"unique_by {path!r} finds no string, integer or boolean in the record")
+    if len(key) > MAX_KEY:
+        raise BadRecord("key_too_long", f"the key at {path!r} has {len(key)} characters; at most {MAX_KEY}")
+    return key
