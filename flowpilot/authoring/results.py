@@ -1,0 +1,56 @@
+"""A handler's result as strict JSON: what cannot be read back unchanged is refused, never altered."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any
+
+import pydantic_core
+from pydantic import TypeAdapter
+
+from flowpilot.core.inputs import MAX_DEPTH, is_deeper
+from flowpilot_schemas.codec import BadRecord, decode
+
+
+class NotSerialisable(Exception):
+    """The value is not JSON; the message says why."""
+
+
+def to_json(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
+    """`value` as JSON by its annotation's `adapter`, else by what it is. Raises `NotSerialisable`.
+
+    NaN, infinities, integers beyond 64 bits, lone surrogates and deep nesting are refused.
+    """
+    try:
+        if adapter is None:
+            data = pydantic_core.to_json(value, inf_nan_mode="constants", by_alias=True)
+        else:
+            data = adapter.dump_json(value, by_alias=True, warnings=False)
+        if b"null" in data and adapter is not None and _has_nan(adapter.dump_python(value, warnings=False)):
+            # Most serialisers write NaN and infinities as null, without a word.
+            raise NotSerialisable("it holds NaN or an infinity")
+        if b"null" in data and adapter is None and _has_nan(pydantic_core.to_jsonable_python(value)):
+            raise NotSerialisable("it holds NaN or an infinity")
+        if is_deeper(decode(data), MAX_DEPTH):
+            raise NotSerialisable(f"it is nested deeper than {MAX_DEPTH} levels")
+    except NotSerialisable:
+        raise
+    except BadRecord as error:
+        raise NotSerialisable(error.detail) from None
+    except Exception as error:  # noqa: BLE001 - serialisers are the user's code too
+        raise NotSerialisable(str(error) or type(error).__name__) from None
+    return data
+
+
+def _has_nan(root: Any) -> bool:
+    open_values = [root]
+    while open_values:
+        value = open_values.pop()
+        if isinstance(value, float):
+            if not isfinite(value):
+                return True
+        elif isinstance(value, dict):
+            open_values.extend(value.values())
+        elif isinstance(value, list | tuple | set | frozenset):
+            open_values.extend(value)
+    return False
