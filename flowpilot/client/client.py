@@ -6,9 +6,10 @@ import getpass
 import uuid
 from typing import Any, Literal, Protocol, Self
 
+from flowpilot.authoring.errors import InputInvalid
 from flowpilot.authoring.results import NotSerialisable, to_json
 from flowpilot.client.connection import Connection
-from flowpilot.client.errors import ExecutionExists, InvalidInput, NotSent, UnknownWorkflow
+from flowpilot.client.errors import ExecutionExists, NotSent, UnknownWorkflow
 from flowpilot.client.handle import Handle
 from flowpilot.client.replies import Replies
 from flowpilot.core.inputs import check_input
@@ -27,6 +28,8 @@ class Defined(Protocol):
 
     @property
     def definition(self) -> WorkflowDefinition: ...
+
+    def input_json(self, value: Any) -> Any: ...
 
 
 class ConnectedClient:
@@ -61,10 +64,10 @@ class ConnectedClient:
         A `Workflow` object starts its own version, registered if need be; a name the current version, or
         `version`. With `key`, the execution that this key names: if it exists already the handle is to that one,
         or, with `if_exists="fail"`, `ExecutionExists` is raised (this asks the audit record, so it must be
-        running). Raises `UnknownWorkflow`, `InvalidInput`, `NotSent`, `LogUnavailable`.
+        running). Raises `UnknownWorkflow`, `InputInvalid`, `NotSent`, `LogUnavailable`.
         """
         definition = await self._definition(workflow, version)
-        value = self._checked(definition, input, key)
+        value = self._checked(workflow, definition, input, key)
         execution = str(uuid.uuid4()) if key is None else keyed_execution_id(definition.name, key)
         await self._replies.begin()
         start = StartExecution(
@@ -95,11 +98,11 @@ class ConnectedClient:
         return self._handle(execution, None)
 
     async def cancel(self, execution: str, reason: str = "", *, actor: str | None = None) -> None:
-        """Ask for `execution` to be cancelled. Raises `InvalidInput` if that is no execution id."""
+        """Ask for `execution` to be cancelled. Raises `InputInvalid` if that is no execution id."""
         if not is_execution_id(execution):
-            raise InvalidInput("wrong_shape", f"{execution!r} is not an execution id")
+            raise InputInvalid(f"{execution!r} is not an execution id")
         if not is_text(reason):
-            raise InvalidInput("not_utf8", "the reason has a lone surrogate, which no UTF-8 text can hold")
+            raise InputInvalid("the reason has a lone surrogate, which no UTF-8 text can hold")
         message = CancelExecution(execution=execution, actor=actor or self._actor, reason=reason[:1_000])
         await self._send(execution, message)
 
@@ -132,18 +135,18 @@ class ConnectedClient:
             raise UnknownWorkflow(workflow, wrong_version, definitions.workflows())
         return found
 
-    def _checked(self, definition: WorkflowDefinition, input: Any, key: str | None) -> Any:
+    def _checked(self, workflow: Defined | str, definition: WorkflowDefinition, input: Any, key: str | None) -> Any:
         if key is not None and not 1 <= len(key) <= MAX_KEY:
-            raise InvalidInput("key_too_long", f"a key has 1 to {MAX_KEY} characters, not {len(key)}")
+            raise InputInvalid(f"a key has 1 to {MAX_KEY} characters, not {len(key)}")
         if key is not None and not is_text(key):
-            raise InvalidInput("not_utf8", "the key has a lone surrogate, which no UTF-8 text can hold")
+            raise InputInvalid("the key has a lone surrogate, which no UTF-8 text can hold")
         try:
-            value = decode(to_json(input))
+            value = decode(to_json(input)) if isinstance(workflow, str) else workflow.input_json(input)
             check_input(definition, value, self._connection.limits.input)
         except NotSerialisable as error:
-            raise InvalidInput("not_json", f"the input is not JSON: {error}") from None
+            raise InputInvalid(f"the input is not JSON: {error}") from None
         except BadRecord as bad:
-            raise InvalidInput(bad.reason, bad.detail) from None
+            raise InputInvalid(bad.detail) from None
         return value
 
     async def _send(self, execution: str, message: StartExecution | CancelExecution) -> int:

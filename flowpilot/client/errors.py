@@ -23,14 +23,6 @@ class UnknownWorkflow(FlowPilotError):
         super().__init__(message)
 
 
-class InvalidInput(FlowPilotError):
-    """The input was refused before anything was sent. `reason` is a stable word."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason = reason
-        super().__init__(detail)
-
-
 class NotSent(FlowPilotError):
     """The log refused the record for good."""
 

@@ -1,0 +1,42 @@
+"""Which topics there are, asked again and again by a running role."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+from flowpilot.adapters.kafka.config import client_properties
+from flowpilot.ports.log import LogUnavailable
+from flowpilot.settings import Settings
+
+_TIMEOUT = 10.0
+
+
+class KafkaTopicCatalog:
+    """The ids of topics (KIP-516), 22 characters of URL-safe base64: a topic made again has another."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = AdminClient(client_properties(settings))
+
+    async def topic_ids(self, names: Iterable[str]) -> dict[str, str]:
+        """The id of each of `names` that exists. Raises `LogUnavailable`."""
+        wanted = sorted(set(names))
+        return await asyncio.to_thread(self._topic_ids, wanted) if wanted else {}
+
+    def _topic_ids(self, names: list[str]) -> dict[str, str]:
+        found = {}
+        answers = self._client.describe_topics(TopicCollection(names), request_timeout=_TIMEOUT)
+        for name, future in answers.items():
+            try:
+                found[name] = str(future.result(_TIMEOUT + 1).topic_id)
+            except KafkaException as error:
+                reason = error.args[0]
+                # A name that Kafka does not allow cannot be there either, and must not stop the others.
+                if reason.code() not in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_EXCEPTION):
+                    raise LogUnavailable(f"{reason.name()}: {reason.str()}") from None
+            except TimeoutError:
+                raise LogUnavailable(f"the topics were not described within {_TIMEOUT:.0f} s") from None
+        return found
