@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from confluent_kafka import KafkaError
 
 from flowpilot.settings import Settings
 from flowpilot_schemas.topics import LARGE_MESSAGE
 
-Properties = dict[str, str | int | bool | float]
+# Strings, numbers, booleans and, under `error_cb`, a function.
+Properties = dict[str, Any]
+
+_log = structlog.get_logger("flowpilot.kafka")
+_AWAY = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT})
+
+
+def _report(error: KafkaError) -> None:
+    # A broker that is away comes back, or a call fails for it and says so: no news for whoever reads warnings.
+    log = _log.info if error.code() in _AWAY else _log.warning
+    log("kafka client", error=error.name(), detail=error.str())
 
 
 def client_properties(settings: Settings) -> Properties:
-    """What every client has: servers, security, and silence (errors come through calls and callbacks)."""
+    """What every client has: servers, security, and silence on stderr (errors come through calls and our log)."""
     return {
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": "flowpilot",
         "log.connection.close": False,
-        "log_level": 3,
+        "log_level": 2,
+        "error_cb": _report,
         "socket.nagle.disable": True,
         # A broker that comes back is found within a second, not ten.
         "reconnect.backoff.max.ms": 1_000,

@@ -1,0 +1,161 @@
+"""The definitions topic behind the `Definitions` port, on whatever log there is.
+
+The first record of a version's key wins: every reader ignores a later one with other content, so two processes
+that register the same version differently see the same winner, and the other gets `VersionConflict`. Compaction
+would keep the loser's record, the last of its key; therefore the loser, and whoever registers next if the loser
+did not live to do it, writes the winner's again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from flowpilot.ports.definitions import DefinitionTooLarge, VersionConflict
+from flowpilot.ports.log import Fetched, LogUnavailable, Producer, Reader, Record
+from flowpilot_schemas.codec import BadRecord, canonical, content_hash, decode_object, encode_message, parse
+from flowpilot_schemas.definition import (
+    DefinitionPointer,
+    WorkflowDefinition,
+    definition_key,
+    pointer_key,
+    version_key,
+)
+from flowpilot_schemas.limits import KIB
+from flowpilot_schemas.topics import LARGE_MESSAGE
+
+_log = structlog.get_logger("flowpilot.definitions")
+
+# What a definition may take: the record's key, headers and frame come on top, here and in the engine's copy.
+LARGEST_DEFINITION = LARGE_MESSAGE - 64 * KIB
+
+
+class LogDefinitions:
+    """See `flowpilot.ports.definitions.Definitions`. `topic` has one partition and is compacted."""
+
+    def __init__(self, producer: Producer, reader: Reader, topic: str) -> None:
+        self._producer, self._reader, self._topic = producer, reader, topic
+        self._position = 0
+        self._reading = asyncio.Lock()
+        self._definitions: dict[str, WorkflowDefinition] = {}
+        self._versions: dict[str, DefinitionPointer] = {}  # by "<workflow>@<version>"
+        self._pointers: dict[str, DefinitionPointer] = {}
+        self._contested: set[str] = set()  # versions whose last record is not the winner's
+
+    async def refresh(self) -> None:
+        """See the port."""
+        async with self._reading:
+            _, end = await self._reader.bounds(self._topic, 0)
+            for record in await self._reader.read(self._topic, 0, self._position, end):
+                try:
+                    self._take(record)
+                except BadRecord as bad:
+                    _log.warning(
+                        "bad record skipped",
+                        topic=self._topic,
+                        offset=record.offset,
+                        reason=bad.reason,
+                        detail=bad.detail,
+                    )
+            self._position = end
+
+    def get(self, definition_hash: str) -> WorkflowDefinition | None:
+        """See the port."""
+        return self._definitions.get(definition_hash)
+
+    def current(self, workflow: str) -> WorkflowDefinition | None:
+        """See the port."""
+        return self._named(self._pointers.get(workflow), workflow)
+
+    def version(self, workflow: str, version: str) -> WorkflowDefinition | None:
+        """See the port."""
+        return self._named(self._versions.get(f"{workflow}@{version}"), workflow)
+
+    def workflows(self) -> list[str]:
+        """See the port."""
+        return sorted(self._pointers)
+
+    async def register(self, definition: WorkflowDefinition, *, move_pointer: bool = False) -> bool:
+        """See the port."""
+        name, version = definition.name, definition.version
+        await self.refresh()
+        await self._write_winners_again()
+        known = self._versions.get(f"{name}@{version}")
+        if known is not None and known.definition != definition.hash:
+            raise VersionConflict(name, version)
+        pointer = DefinitionPointer(definition=definition.hash, version=version)
+        added = known is None or definition.hash not in self._definitions
+        if added:
+            await self._add(definition, pointer)
+        if move_pointer or self.current(name) is None:
+            await self._send(pointer_key(name), encode_message(pointer))
+            await self.refresh()
+        return added
+
+    async def _add(self, definition: WorkflowDefinition, pointer: DefinitionPointer) -> None:
+        name, version = definition.name, definition.version
+        value = canonical(definition.model_dump(mode="json"))
+        if len(value) > LARGEST_DEFINITION:
+            raise DefinitionTooLarge(name, version, len(value), LARGEST_DEFINITION)
+        # One after the other: nothing may point to a definition that was not taken.
+        await self._send(definition_key(definition.hash), value)
+        await self._send(version_key(name, version), encode_message(pointer))
+        await self.refresh()
+        if self._versions[f"{name}@{version}"].definition != definition.hash:
+            await self._write_winners_again()
+            raise VersionConflict(name, version)
+
+    async def _write_winners_again(self) -> None:
+        for label in sorted(self._contested):
+            await self._send(f"name/{label}".encode(), encode_message(self._versions[label]))
+            self._contested.discard(label)
+
+    async def _send(self, key: bytes, value: bytes) -> None:
+        [delivery] = await self._producer.send([Record(self._topic, key, value, partition=0)])
+        if delivery.error is not None:
+            raise LogUnavailable(f"{self._topic} does not take the record: {delivery.error}")
+
+    def _named(self, pointer: DefinitionPointer | None, workflow: str) -> WorkflowDefinition | None:
+        found = None if pointer is None else self._definitions.get(pointer.definition)
+        return found if found is not None and found.name == workflow else None
+
+    def _take(self, record: Fetched) -> None:
+        try:
+            kind, _, label = (record.key or b"").decode().partition("/")
+        except UnicodeDecodeError:
+            raise BadRecord("wrong_key", "the key is not UTF-8 text") from None
+        if not label or kind not in ("def", "name"):
+            raise BadRecord("wrong_key", f"the key {record.key!r} is none of a definition's")
+        if kind == "def":
+            self._take_definition(label, record.value)
+        elif "@" in label:
+            self._take_version(label, record.value)
+        elif record.value is None:
+            self._pointers.pop(label, None)
+        else:
+            self._pointers[label] = parse(DefinitionPointer, decode_object(record.value))
+
+    def _take_definition(self, definition_hash: str, value: bytes | None) -> None:
+        if value is None:
+            self._definitions.pop(definition_hash, None)
+            return
+        content = decode_object(value)
+        if content_hash(content) != definition_hash:
+            raise BadRecord("wrong_key", "the key is not the hash of the definition")
+        definition = parse(WorkflowDefinition, content)
+        # Its identity is what was registered, also where this release's model would write it otherwise.
+        definition.__dict__["hash"] = definition_hash
+        self._definitions[definition_hash] = definition
+
+    def _take_version(self, label: str, value: bytes | None) -> None:
+        if value is None:
+            self._versions.pop(label, None)
+            self._contested.discard(label)
+            return
+        pointer = parse(DefinitionPointer, decode_object(value))
+        winner = self._versions.setdefault(label, pointer)
+        if winner.definition == pointer.definition:
+            self._contested.discard(label)
+        else:
+            self._contested.add(label)

@@ -1,0 +1,215 @@
+"""Creating and checking topics. Every call blocks for up to a few seconds: from async code, use a thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal, NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __all__ lacks two of them
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from flowpilot.adapters.kafka.config import client_properties
+from flowpilot.settings import Settings
+from flowpilot_schemas.topics import Topic
+
+_TIMEOUT = 10.0
+
+
+class AdminError(Exception):
+    """Kafka does not allow what was asked; one sentence with the remedy."""
+
+
+class KafkaUnreachable(AdminError):
+    """No broker answered."""
+
+
+class UnknownTopic(AdminError):
+    """A topic is not there."""
+
+
+class PartitionsChanged(AdminError):
+    """A topic whose partition count is fixed for life has another one than the settings say."""
+
+
+class TopicOutcome(NamedTuple):
+    """What `setup` did about one topic; `updated` says that its configuration was set to what it should be."""
+
+    topic: str
+    outcome: Literal["created", "unchanged", "updated"]
+
+
+class KafkaAdmin:
+    """The topics of one FlowPilot. Raises `AdminError`s."""
+
+    def __init__(self, settings: Settings, *, timeout: float = _TIMEOUT) -> None:
+        self._settings = settings
+        self._timeout = timeout
+        self._client = AdminClient(client_properties(settings))
+
+    def setup(self, queues: Iterable[str] = ()) -> list[TopicOutcome]:
+        """Create the topics that are missing, with a worker topic for each of `queues`; mend configurations.
+
+        Idempotent; nothing is created or changed if a partition count is refused. Returns when every
+        partition has a leader.
+        """
+        topics = self._settings.topics
+        declared = [self._counted(topic) for topic in topics.core()]
+        fixed = {topic.name for topic in declared} - {topics.triggers, topics.replies}
+        return self._ensure([*declared, *self._step_topics(queues)], fixed)
+
+    def ensure_step_topics(self, queues: Iterable[str]) -> list[TopicOutcome]:
+        """Create the worker topics of `queues` that are missing; their partition counts may be anything."""
+        return self._ensure(self._step_topics(queues), set())
+
+    def topic_id(self, name: str) -> str:
+        """The topic's id (KIP-516), 22 characters of URL-safe base64: another topic of that name has another."""
+        described = self._describe([name])[name]
+        return str(described.topic_id).replace("+", "-").replace("/", "_")
+
+    def partitions(self, name: str) -> int:
+        """The topic's partition count. Raises `UnknownTopic`."""
+        return len(self._describe([name])[name].partitions)
+
+    def exists(self, names: Iterable[str]) -> set[str]:
+        """Those of `names` that there are."""
+        return set(names) & set(self._counts())
+
+    def _step_topics(self, queues: Iterable[str]) -> list[Topic]:
+        names = dict.fromkeys(queues)
+        return [self._settings.topics.step_topic(queue, self._settings.step_partitions) for queue in names]
+
+    def _counted(self, topic: Topic) -> Topic:
+        if topic.partitions is not None:
+            return topic
+        count = self._settings.event_partitions
+        return Topic(topic.name, count, topic.cleanup, topic.retention_ms, topic.extra)
+
+    def _ensure(self, declared: Sequence[Topic], fixed: set[str]) -> list[TopicOutcome]:
+        counts = self._counts()
+        for topic in declared:
+            count = counts.get(topic.name, topic.partitions)
+            if topic.name in fixed and count != topic.partitions:
+                raise PartitionsChanged(
+                    f"topic {topic.name} has {count} partitions instead of {topic.partitions}: the count is fixed "
+                    "for life, so set FLOWPILOT_EVENT_PARTITIONS back or use another FLOWPILOT_NAMESPACE"
+                )
+        outcomes: dict[str, Literal["created", "unchanged", "updated"]] = {}
+        created = self._create([topic for topic in declared if topic.name not in counts])
+        updated = self._mend([topic for topic in declared if topic.name not in created])
+        for topic in declared:
+            name = topic.name
+            outcomes[name] = "created" if name in created else "updated" if name in updated else "unchanged"
+        self._await_leaders(created)
+        return [TopicOutcome(name, outcome) for name, outcome in outcomes.items()]
+
+    def _create(self, topics: Sequence[Topic]) -> set[str]:
+        """The names of those created here; one that another process created meanwhile is none of them."""
+        if not topics:
+            return set()
+        factor = self._settings.replication_factor
+        wanted = [NewTopic(topic.name, topic.partitions or 1, factor, config=topic.config()) for topic in topics]
+        created = set()
+        for name, future in self._client.create_topics(wanted, request_timeout=self._timeout).items():
+            try:
+                self._result(future, f"create topic {name}")
+                created.add(name)
+            except _Refused as refused:
+                if refused.code == KafkaError.INVALID_REPLICATION_FACTOR:
+                    raise AdminError(
+                        f"{refused}; set FLOWPILOT_REPLICATION_FACTOR to at most the number of brokers"
+                    ) from None
+                if refused.code != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+        return created
+
+    def _mend(self, topics: Sequence[Topic]) -> set[str]:
+        if not topics:
+            return set()
+        resources = {topic.name: ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics}
+        answers = self._client.describe_configs(list(resources.values()), request_timeout=self._timeout)
+        found = {
+            resource.name: self._result(future, f"read the configuration of topic {resource.name}")
+            for resource, future in answers.items()
+        }
+        changes = []
+        for topic in topics:
+            entries = found[topic.name]
+            for name, value in topic.config().items():
+                if name not in entries or entries[name].value != value:
+                    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+                    resources[topic.name].add_incremental_config(entry)
+            if resources[topic.name].incremental_configs:
+                changes.append(resources[topic.name])
+        if changes:
+            altered = self._client.incremental_alter_configs(changes, request_timeout=self._timeout)
+            for resource, future in altered.items():
+                self._result(future, f"change the configuration of topic {resource.name}")
+        return {resource.name for resource in changes}
+
+    def _await_leaders(self, names: set[str]) -> None:
+        """A topic that was just created is not known everywhere at once."""
+        deadline = time.monotonic() + self._timeout
+        while names:
+            try:
+                described = self._describe(sorted(names))
+                if all(part.leader is not None for item in described.values() for part in item.partitions):
+                    return
+            except UnknownTopic:
+                pass
+            if time.monotonic() > deadline:
+                raise AdminError(
+                    f"{', '.join(sorted(names))} got no leader within {self._timeout:.0f} s: are all brokers up?"
+                )
+            time.sleep(0.02)
+
+    def _counts(self) -> dict[str, int]:
+        try:
+            metadata = self._client.list_topics(timeout=self._timeout)
+        except KafkaException as error:
+            raise self._translated(error, "list the topics") from None
+        return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
+
+    def _describe(self, names: Sequence[str]) -> dict[str, Any]:
+        answers = self._client.describe_topics(TopicCollection(list(names)), request_timeout=self._timeout)
+        found = {}
+        for name, future in answers.items():
+            try:
+                found[name] = self._result(future, f"describe topic {name}")
+            except _Refused as refused:
+                if refused.code == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise UnknownTopic(f"there is no topic {name}; `flowpilot setup` creates FlowPilot's") from None
+                raise
+        return found
+
+    def _result(self, future: Future[Any], what: str) -> Any:
+        try:
+            return future.result()
+        except KafkaException as error:
+            raise self._translated(error, what) from None
+
+    def _translated(self, error: KafkaException, what: str) -> AdminError:
+        reason = error.args[0]
+        if reason.code() in _UNREACHABLE:
+            servers = self._settings.bootstrap_servers
+            return KafkaUnreachable(f"cannot reach Kafka at {servers}: start it or set FLOWPILOT_BOOTSTRAP_SERVERS")
+        return _Refused(reason.code(), f"Kafka refused to {what}: {reason.str()}")
+
+
+class _Refused(AdminError):
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+_UNREACHABLE = frozenset(
+    {KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE}
+)

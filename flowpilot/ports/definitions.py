@@ -1,0 +1,63 @@
+"""Workflow definitions as all roles know them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from flowpilot_schemas.definition import WorkflowDefinition
+
+
+class VersionConflict(Exception):
+    """A workflow version is registered with other content; `workflow`, `version` name it."""
+
+    def __init__(self, workflow: str, version: str) -> None:
+        super().__init__(
+            f"workflow {workflow!r} version {version!r} is registered with other content: "
+            "give the changed workflow another version"
+        )
+        self.workflow = workflow
+        self.version = version
+
+
+class DefinitionTooLarge(Exception):
+    """A definition does not fit into one record."""
+
+    def __init__(self, workflow: str, version: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"the definition of workflow {workflow!r} version {version!r} takes {size} bytes, more than the "
+            f"{limit} that one record may have: give it fewer steps, or smaller args and descriptions"
+        )
+        self.size = size
+        self.limit = limit
+
+
+class Definitions(Protocol):
+    """What is registered, as of the last `refresh` or `register`. Both may raise `LogUnavailable`."""
+
+    async def refresh(self) -> None:
+        """Read what was registered since, to the end of the log."""
+        ...
+
+    def get(self, definition_hash: str) -> WorkflowDefinition | None:
+        """The definition of that hash."""
+        ...
+
+    def current(self, workflow: str) -> WorkflowDefinition | None:
+        """The definition that the workflow's pointer names; None if there is no pointer."""
+        ...
+
+    def version(self, workflow: str, version: str) -> WorkflowDefinition | None:
+        """The definition of a workflow version."""
+        ...
+
+    def workflows(self) -> list[str]:
+        """The names of workflows that have a pointer, sorted."""
+        ...
+
+    async def register(self, definition: WorkflowDefinition, *, move_pointer: bool = False) -> bool:
+        """Make the definition known; returns False if it was there already.
+
+        The workflow's pointer is set if there is none, or with `move_pointer`. Raises `VersionConflict` if the
+        same version is there with other content (of two that race, one raises), `DefinitionTooLarge`.
+        """
+        ...
