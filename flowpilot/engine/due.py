@@ -34,14 +34,9 @@ class DueIndex:
             heapq.heappush(self._heap, (due, execution))
         return [execution for _, execution in found]
 
-    def earliest(self) -> int | None:
-        """The earliest time there is."""
-        while self._heap:
-            due, execution = self._heap[0]
-            if self._due.get(execution) == due:
-                return due
-            heapq.heappop(self._heap)
-        return None
+    def due(self, execution: str) -> int:
+        """The time of an execution that is in the index."""
+        return self._due[execution]
 
     def _pop(self, now: int, limit: int) -> list[tuple[int, str]]:
         found: list[tuple[int, str]] = []

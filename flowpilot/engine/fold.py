@@ -80,6 +80,8 @@ class Fold:
         except BadRecord as bad:
             self._dead_letter(record, bad.reason, bad.detail)
             return
+        if isinstance(message, m.StepFailed) and message.error.kind == "dispatch_failed":
+            self._dead_letter(record, "dispatch_failed", message.error.message)
         match message:
             case m.Forget():
                 self._forget(record, message)

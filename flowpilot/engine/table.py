@@ -32,6 +32,7 @@ class PartitionTable:
         self.partition = partition
         self.next_changelog_offset = 0
         self.highest_epoch = 0
+        self.claimed_at = 0
         self._entries: dict[bytes, Entry] = {}
         self._overtaken: set[bytes] = set()
 
@@ -39,11 +40,16 @@ class PartitionTable:
         return len(self._entries)
 
     def load(self, record: Fetched) -> None:
-        """Take one changelog record, in offset order, in recovery or from a gap."""
+        """Take one changelog record, in offset order, in recovery or from a gap.
+
+        `claimed_at` is the broker's time of the latest watermark record: an owner was at work then.
+        """
         self.next_changelog_offset = max(self.next_changelog_offset, record.offset + 1)
         if record.key is None:
             return
         entry = entry_of(record)
+        if record.key == WATERMARK_KEY:
+            self.claimed_at = record.timestamp
         self.highest_epoch = max(self.highest_epoch, entry.epoch)
         known = self._entries.get(record.key)
         if known is None or (entry.src, entry.epoch) >= (known.src, known.epoch):

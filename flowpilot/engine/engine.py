@@ -1,0 +1,276 @@
+"""The engine: the commit protocol over ports. State first, outbox in the state, acknowledge last.
+
+`process` reads in the order of the protocol: fold (rule 2), state (3) and gap check (4), outputs (5), put (6).
+None of `assign`, `process` and `tick` may run while another does. Whatever they raise but `PartitionStopped`,
+which they handle, is a doubt: the process has to end without acknowledging anything.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from flowpilot.core.dead_letters import dead_letter, dead_letter_key
+from flowpilot.core.render import is_over
+from flowpilot.engine.changelog import Changelog
+from flowpilot.engine.claim import CRASHES, EventsTopic, claim, next_trial
+from flowpilot.engine.errors import DefinitionNeeded, EngineHalt, PartitionStopped
+from flowpilot.engine.fold import Fold, Frame, Output
+from flowpilot.engine.housekeeping import due_events, tombstones
+from flowpilot.engine.overlay import Overlay
+from flowpilot.engine.owned import OwnedPartition
+from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
+from flowpilot.ports.log import Fetched, Producer, Reader, Record
+from flowpilot_schemas import messages as m
+from flowpilot_schemas.codec import encode_message
+from flowpilot_schemas.definition import WorkflowDefinition
+
+_IDLE_CHECK_MS = 3_000
+
+log = structlog.get_logger()
+
+
+class DefinitionSource(Protocol):
+    """Where definitions come from (`flowpilot.ports.definitions.Definitions` has it)."""
+
+    async def refresh(self) -> None:
+        """Read to the end of what there is."""
+        ...
+
+    def get(self, definition_hash: str) -> WorkflowDefinition | None:
+        """The definition of that hash, None if it is not registered."""
+        ...
+
+
+@dataclass
+class _Work:
+    """One partition's share of a batch."""
+
+    owned: OwnedPartition
+    records: list[Fetched]
+    overlay: Overlay
+    outputs: list[Output]
+    entries: dict[bytes, Entry]
+
+
+class Engine:
+    """Owns partitions of the events topic. `clock` is this machine's time in ms: it only wakes timers."""
+
+    def __init__(
+        self,
+        events: EventsTopic,
+        producer: Producer,
+        reader: Reader,
+        definitions: DefinitionSource,
+        clock: Callable[[], int],
+        nonce: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        self._events = events
+        self._producer = producer
+        self._reader = reader
+        self._definitions = definitions
+        self._clock = clock
+        self._nonce = nonce
+        self._changelog = Changelog(events.topics.changelog, producer, reader)
+        self._tables: dict[int, PartitionTable] = {}
+        self._owned: dict[int, OwnedPartition] = {}
+        self._decoded: dict[str, WorkflowDefinition] = {}
+        self._missing: set[str] = set()
+        self.stopped: dict[int, str] = {}
+
+    def table(self, partition: int) -> PartitionTable:
+        """The partition's table: empty and to be loaded from the changelog if it was not kept."""
+        return self._tables.setdefault(partition, PartitionTable(partition))
+
+    def revoke(self, partition: int) -> None:
+        """The partition is another's: drop everything of it."""
+        self._tables.pop(partition, None)
+        self._owned.pop(partition, None)
+        self.stopped.pop(partition, None)
+
+    async def assign(self, partition: int, committed: int | None) -> int:
+        """Claim a partition whose table is recovered; the offset to read on from (rule 1)."""
+        table = self.table(partition)
+        self._owned.pop(partition, None)
+        self.stopped.pop(partition, None)
+        try:
+            owned, start = await claim(
+                table, self._events, self._changelog, self._reader, committed, self._nonce(), self._clock()
+            )
+        except PartitionStopped as stop:
+            self._stop(partition, stop)
+            return committed or 0
+        self._owned[partition] = owned
+        return start
+
+    async def process(self, batch: Sequence[Fetched]) -> list[Fetched]:
+        """Process records of one or more partitions; those that may be acknowledged now, in their order."""
+        shares: dict[int, list[Fetched]] = {}
+        for record in batch:
+            if record.partition in self._owned:
+                shares.setdefault(record.partition, []).append(record)
+        done: list[Fetched] = []
+        together: list[tuple[OwnedPartition, list[Fetched]]] = []
+        for partition, records in shares.items():
+            owned = self._owned[partition]
+            if not owned.tried or owned.probation > 0:
+                done += await self._process_on_trial(owned, records)
+            else:
+                together.append((owned, records))
+        return done + await self._process(together)
+
+    async def _process_on_trial(self, owned: OwnedPartition, records: list[Fetched]) -> list[Fetched]:
+        """The first records after a claim: a record that ends the process every time has to become known."""
+        done: list[Fetched] = []
+        while records and owned.partition in self._owned:
+            trial = next_trial(owned.watermark, records[0].offset)
+            owned.watermark = owned.watermark._replace(trial=trial)
+            owned.tried = True
+            await self._changelog.append([(owned, {WATERMARK_KEY: owned.watermark.entry(owned.epoch)})])
+            if trial.tries > CRASHES:
+                await self._give_up_on(records[0])
+                done += await self._process([(owned, records[:1])], skip=True)
+                records = records[1:]
+                continue
+            alone = owned.probation > 0 or trial.tries > 1
+            share, records = (records[:1], records[1:]) if alone else (records, [])
+            done += await self._process([(owned, share)])
+            owned.probation = max(0, owned.probation - 1)
+        return done
+
+    async def _give_up_on(self, record: Fetched) -> None:
+        detail = f"{CRASHES} processes ended while this record was in hand"
+        letter = encode_message(dead_letter(record, "engine_crash", detail, "engine"))
+        topic = self._events.topics.dead_letters
+        await self._send([Output(Record(topic, dead_letter_key(record), letter, record.partition))])
+
+    async def _process(
+        self, shares: Sequence[tuple[OwnedPartition, list[Fetched]]], *, skip: bool = False
+    ) -> list[Fetched]:
+        works = [await self._fold(owned, [] if skip else records, records) for owned, records in shares]
+        works = [work for work in works if work.records]
+        await self._changelog.append([(work.owned, work.entries) for work in works])
+        await self._send([output for work in works for output in work.outputs])
+        for work in works:
+            self._put(work)
+        return [record for work in works for record in work.records]
+
+    async def _fold(self, owned: OwnedPartition, records: Sequence[Fetched], covered: list[Fetched]) -> _Work:
+        """Fold `records`; the watermark moves over `covered`."""
+        overlay = Overlay(owned.table, self._decoded)
+        frame = Frame(
+            owned.partition,
+            self._events.partitions,
+            self._events.topics,
+            overlay,
+            owned.recovered_watermark,
+            owned.sent_through,
+            self._known,
+            lambda bound: owned.forgets.reached(bound, len(owned.forgets)),
+        )
+        fold = Fold(frame)
+        for position, record in enumerate(records):
+            try:
+                await self._fold_one(fold, record)
+            except PartitionStopped as stop:
+                self._stop(owned.partition, stop)
+                covered = covered[:position]
+                break
+        if not covered:
+            return _Work(owned, [], overlay, [], {})
+        entries = {key: Entry(value, src, owned.epoch) for key, value, src in overlay.writes()}
+        reached = max(owned.watermark.offset, covered[-1].offset)
+        owned.watermark = owned.watermark._replace(offset=reached, trial=None)
+        entries[WATERMARK_KEY] = owned.watermark.entry(owned.epoch)
+        return _Work(owned, covered, overlay, frame.outputs, entries)
+
+    async def _fold_one(self, fold: Fold, record: Fetched) -> None:
+        try:
+            try:
+                fold.record(record)
+            except DefinitionNeeded as needed:
+                await self._definitions.refresh()
+                if self._definitions.get(needed.definition_hash) is None:
+                    self._missing.add(needed.definition_hash)
+                fold.record(record)
+                self._missing.clear()
+        except (PartitionStopped, EngineHalt):
+            raise
+        except Exception as error:
+            where = {"partition": record.partition, "offset": record.offset}
+            log.exception("the fold met a defect; the execution stands still", **where)
+            fold.fault(record, f"{type(error).__name__}: {error}")
+
+    def _known(self, definition_hash: str) -> WorkflowDefinition | None:
+        found = self._definitions.get(definition_hash)
+        if found is None and definition_hash not in self._missing:
+            raise DefinitionNeeded(definition_hash)
+        return found
+
+    async def _send(self, outputs: Sequence[Output]) -> None:
+        """Send and await all (rule 5). What can never be delivered becomes an event, a dead letter, or a halt."""
+        deliveries = await self._producer.send([output.record for output in outputs])
+        failed = [
+            (output, delivery.error)
+            for output, delivery in zip(outputs, deliveries, strict=True)
+            if delivery.error is not None
+        ]
+        topics = self._events.topics
+        for output, error in failed:
+            if output.task_id is not None:
+                await self._send([self._dispatch_failed(output.task_id, output.record, error)])
+            elif output.record.topic in (topics.events, topics.history, topics.control, topics.dead_letters):
+                raise EngineHalt(f"{output.record.topic} refused a record: {error}; run `flowpilot setup`")
+            else:
+                log.warning("a reply could not be delivered", topic=output.record.topic, error=error)
+
+    def _dispatch_failed(self, task_id: str, record: Record, error: str) -> Output:
+        """An undeliverable step message fails its attempt, through the log like every other fact."""
+        failed = m.StepFailed(
+            task_id=task_id,
+            error=m.StepError(kind="dispatch_failed", message=f"{record.topic}: {error}", retryable=False),
+        )
+        execution = task_id.partition("/")[0]
+        key = execution.partition(".")[0].encode()
+        home = self._events.home(execution)
+        return Output(Record(self._events.topics.events, key, encode_message(failed), home))
+
+    def _put(self, work: _Work) -> None:
+        """Everything is acknowledged: the overlay becomes the table (rule 6)."""
+        owned = work.owned
+        owned.apply(work.entries)
+        owned.sent_through = max(owned.sent_through, work.records[-1].offset)
+        for state in work.overlay.changed.values():
+            owned.index(state)
+            if is_over(state) and state.definition in self._decoded:
+                owned.remove_later(state, self._decoded[state.definition])
+
+    def _stop(self, partition: int, stop: PartitionStopped) -> None:
+        self._owned.pop(partition, None)
+        self.stopped[partition] = str(stop)
+        log.error("partition stopped", partition=partition, reason=str(stop))
+
+    async def tick(self) -> None:
+        """Between batches: fire timers, ask to forget, remove what is over, look for foreign writers."""
+        now = self._clock()
+        events = [event for owned in self._owned.values() for event in due_events(owned, self._events, now)]
+        if events:
+            await self._send([Output(event) for event in events])
+        removed = [(owned, tombstones(owned)) for owned in self._owned.values()]
+        removed = [(owned, entries) for owned, entries in removed if entries]
+        if removed:
+            await self._changelog.append(removed)
+            for owned, entries in removed:
+                owned.apply(entries)
+        for owned in list(self._owned.values()):
+            if now - owned.checked_at >= _IDLE_CHECK_MS:
+                await self._changelog.check_end(owned)
+                owned.checked_at = now
+
+    def live(self) -> Mapping[int, int]:
+        """Entries in the table of each owned partition."""
+        return {partition: len(owned.table) for partition, owned in self._owned.items()}

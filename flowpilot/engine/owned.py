@@ -1,0 +1,122 @@
+"""A partition that this process has claimed, and what it derives from the partition's table."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import orjson
+
+from flowpilot.core.render import is_over
+from flowpilot.core.state import Execution, decode_execution
+from flowpilot.engine.due import DueIndex
+from flowpilot.engine.keys import input_key, is_state, output_key, payload_of
+from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
+from flowpilot_schemas.definition import WorkflowDefinition
+
+
+class Trial(NamedTuple):
+    """The first record that a claim takes in hand, and how many claims have done so."""
+
+    offset: int
+    tries: int
+
+
+class Watermark(NamedTuple):
+    """The record under `wm`: everything up to `offset` is folded. Written by a claim and at each batch's end."""
+
+    offset: int = -1
+    nonce: str = ""
+    topic_id: str = ""
+    trial: Trial | None = None
+
+    def entry(self, epoch: int) -> Entry:
+        """As it lies in the table and in the changelog."""
+        value = {"w": self.offset, "n": self.nonce, "t": self.topic_id}
+        if self.trial is not None:
+            value["try"] = list(self.trial)
+        return Entry(orjson.dumps(value), self.offset, epoch)
+
+    @classmethod
+    def of(cls, value: bytes | None) -> Watermark:
+        """The watermark in a table's value; that of an empty partition if there is none."""
+        if value is None:
+            return cls()
+        found = orjson.loads(value)
+        trial = Trial(*found["try"]) if "try" in found else None
+        return cls(found["w"], found["n"], found["t"], trial)
+
+
+class Ended(NamedTuple):
+    """Inputs and outputs of runs that are over: they may go once everything up to `after` was sent."""
+
+    keys: tuple[bytes, ...]
+    after: int
+
+
+@dataclass
+class OwnedPartition:
+    """Made by a claim, dropped on revoke. All of it but the claim itself can be derived from the table."""
+
+    table: PartitionTable
+    epoch: int
+    watermark: Watermark
+    recovered_watermark: int
+    sent_through: int
+    # Records still to be taken one by one, because claims before this one did not survive their first batch.
+    probation: int = 0
+    tried: bool = False
+    deadlines: DueIndex = field(default_factory=DueIndex)
+    forgets: DueIndex = field(default_factory=DueIndex)
+    ended: deque[Ended] = field(default_factory=deque)
+    markers: deque[tuple[str, int]] = field(default_factory=deque)  # (execution, src of its marker)
+    forget_asked_at: int = 0
+    checked_at: int = 0
+
+    @property
+    def partition(self) -> int:
+        """Its number."""
+        return self.table.partition
+
+    def index_all(self) -> None:
+        """Derive deadlines, windows and what has to be removed from the recovered table."""
+        states: dict[str, Execution] = {}
+        for key, entry in self.table.items():
+            if is_state(key) and entry.value is not None:
+                state = decode_execution(entry.value)
+                self.index(state)
+                states[state.id] = state
+        for key, entry in self.table.items():
+            payload = payload_of(key)
+            if payload is None:
+                continue
+            holder = states.get(payload.execution)
+            if holder is None or holder.run != payload.run or is_over(holder):
+                self.ended.append(Ended((key,), max(entry.src, holder.src if holder else -1)))
+
+    def index(self, state: Execution) -> None:
+        """Take notice of a state that was put into the table."""
+        self.deadlines.set(state.id, state.due)
+        self.forgets.set(state.id, state.forget_at)
+        if state.forgotten:
+            self.markers.append((state.id, state.src))
+
+    def remove_later(self, state: Execution, definition: WorkflowDefinition) -> None:
+        """The run of `state` is over: nobody will ask for its input and outputs again."""
+        outputs = (output_key(state.id, state.run, step.name) for step in definition.steps)
+        self.ended.append(Ended((input_key(state.id, state.run), *outputs), state.src))
+
+    def apply(self, entries: Mapping[bytes, Entry]) -> None:
+        """What the changelog has acknowledged becomes the table's."""
+        for key, entry in entries.items():
+            self.table.put(key, entry)
+
+    def durable(self, key: bytes, written: Mapping[bytes, Entry]) -> Entry | None:
+        """This owner's own value of `key`, as the changelog has it: of the batch under way, else of the table."""
+        if key in written:
+            return written[key]
+        if key == WATERMARK_KEY:
+            return self.watermark.entry(self.epoch)
+        return self.table.entry(key)
