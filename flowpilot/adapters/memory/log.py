@@ -48,6 +48,7 @@ class MemoryLog:
         self._topics: dict[str, _Topic] = {}
         self._groups: dict[str, Group] = {}
         self._spread = 0
+        self._created = 0
 
     def create_topic(
         self, name: str, partitions: int, *, max_message_bytes: int = MIB, compacted: bool = False
@@ -55,7 +56,8 @@ class MemoryLog:
         """Create a topic; ValueError if there is one of that name. A `compacted` one refuses null keys."""
         if name in self._topics:
             raise ValueError(f"topic {name} exists")
-        topic_id = f"memory-{len(self._topics) + 1}"
+        self._created += 1
+        topic_id = f"memory-{self._created}"
         self._topics[name] = _Topic(
             topic_id, [_Partition() for _ in range(partitions)], max_message_bytes, compacted
         )
@@ -112,9 +114,10 @@ class MemoryLog:
         place.records = [record for record in place.records if record.offset >= place.low]
 
     def delete_topic(self, topic: str) -> None:
-        """Forget the topic with its records; one created under the name again has another id."""
+        """Forget the topic with its records and positions; one created under the name again has another id."""
         del self._topics[topic]
         for group in self._groups.values():
+            group.committed = {tp: offset for tp, offset in group.committed.items() if tp.topic != topic}
             group.rebalance()
 
     def append(self, record: Record) -> Delivery:
