@@ -1,0 +1,115 @@
+"""`workflow`, `step` and `step_dependency` as the definitions topic says, one change at a time: they are few."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from flowpilot.adapters.postgres.models import Step, Workflow, step_dependency
+from flowpilot.ports.audit import DefinitionChange, Pointed, Registered, Removed
+
+
+def apply_definitions(session: Session, changes: Iterable[DefinitionChange]) -> None:
+    """Apply the changes in their order. Executions that waited for a definition are linked to it."""
+    for change in changes:
+        match change:
+            case Registered():
+                _register(session, change)
+            case Pointed():
+                _point(session, change)
+            case Removed():
+                _remove(session, change)
+
+
+def _register(session: Session, change: Registered) -> None:
+    definition = change.definition
+    if _stored_hash(session, definition.name, definition.version) is None:
+        _insert(session, change)
+
+
+def _point(session: Session, change: Pointed) -> None:
+    stored = _stored_hash(session, change.workflow, change.version)
+    # Two may register one version at the same time; the version's own pointer says which it is.
+    if change.definition is not None and (stored is None or (not change.current and stored != change.hash)):
+        if stored is not None:
+            _remove(session, Removed(change.workflow, change.version))
+        _insert(session, change.definition)
+    if change.current:
+        is_current = Workflow.version == change.version
+        session.execute(
+            update(Workflow)
+            .where(Workflow.name == change.workflow, Workflow.is_current != is_current)
+            .values(is_current=is_current)
+        )
+
+
+def _remove(session: Session, change: Removed) -> None:
+    if change.hash is not None:
+        condition = Workflow.definition == change.hash
+    elif change.version is not None:
+        condition = (Workflow.name == change.workflow) & (Workflow.version == change.version)
+    else:
+        condition = Workflow.name == change.workflow
+    session.execute(delete(Workflow).where(condition))
+
+
+def _stored_hash(session: Session, name: str, version: str) -> str | None:
+    return session.scalar(select(Workflow.definition).where(Workflow.name == name, Workflow.version == version))
+
+
+def _insert(session: Session, change: Registered) -> None:
+    definition = change.definition
+    workflow_id = session.scalars(
+        insert(Workflow).returning(Workflow.id),
+        {
+            "name": definition.name,
+            "version": definition.version,
+            "definition": change.hash,
+            "description": definition.description,
+            "body": definition.model_dump(mode="json"),
+            "registered_at": datetime.fromtimestamp(change.at / 1000, UTC),
+        },
+    ).one()
+    rows = [
+        {
+            "workflow_id": workflow_id,
+            "name": step.name,
+            "step_order": order,
+            "queue": step.queue,
+            "body": step.model_dump(mode="json"),
+        }
+        for order, step in enumerate(definition.steps)
+    ]
+    ids = session.scalars(insert(Step).returning(Step.id, sort_by_parameter_order=True), rows).all()
+    edges = [
+        {"step_id": ids[order], "depends_on_id": ids[definition.index[parent]]}
+        for order, step in enumerate(definition.steps)
+        for parent in step.depends_on
+    ]
+    if edges:
+        session.execute(insert(step_dependency), edges)
+    _link(session, workflow_id)
+
+
+def _link(session: Session, workflow_id: int) -> None:
+    linked = session.execute(
+        text(
+            "UPDATE workflow_execution e SET workflow_id = w.id FROM workflow w "
+            "WHERE w.id = :id AND e.workflow_name = w.name AND e.workflow_version = w.version "
+            "AND e.workflow_id IS NULL RETURNING e.id"
+        ),
+        {"id": workflow_id},
+    ).all()
+    if linked:
+        session.execute(
+            text(
+                "UPDATE task_execution t SET step_id = s.id FROM workflow_execution e "
+                "JOIN step s ON s.workflow_id = e.workflow_id "
+                "WHERE e.workflow_id = :id AND t.workflow_execution_id = e.id AND s.name = t.step_name "
+                "AND t.step_id IS NULL"
+            ),
+            {"id": workflow_id},
+        )

@@ -1,0 +1,88 @@
+"""From fetched records to what is written in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from flowpilot.audit.records import dead_letter, definition_change, diverges, history_event, without_nul
+from flowpilot.ports.audit import (
+    Advance,
+    Batch,
+    DefinitionChange,
+    Divergence,
+    Pointed,
+    Position,
+    Registered,
+    Removed,
+)
+from flowpilot.ports.log import Fetched, TopicPartition
+from flowpilot_schemas.topics import Topics
+
+
+class Definitions:
+    """The definitions seen so far, so that a pointer can be taken with what it points to."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Registered] = {}
+
+    def learn(self, records: Iterable[Fetched]) -> None:
+        """Take note of what was on the topic before the stored position."""
+        for record in records:
+            self.change(record)
+
+    def change(self, record: Fetched) -> DefinitionChange | Divergence:
+        """What a record changes; a pointer comes with its definition, if that is known."""
+        change = definition_change(record)
+        match change:
+            case Registered():
+                self._known[change.hash] = change
+            case Removed(hash=str(hash_)):
+                self._known.pop(hash_, None)
+            case Pointed():
+                return change._replace(definition=self._known.get(change.hash))
+        return change
+
+
+def batch_of(
+    records: Sequence[Fetched],
+    stored: Mapping[TopicPartition, Position],
+    topics: Topics,
+    definitions: Definitions,
+) -> Batch:
+    """What `records`, in the order of their partitions, say; `stored` has the position of each partition."""
+    batch = Batch(advances=_advances(records, stored))
+    history = topics.history
+    for record in records:
+        if record.topic == history:
+            event, divergence = history_event(record)
+            if event is not None:
+                batch.events.append(event)
+            if divergence is not None:
+                batch.divergences.append(divergence)
+        elif record.topic == topics.definitions:
+            change = definitions.change(record)
+            if isinstance(change, Divergence):
+                batch.divergences.append(change)
+            else:
+                batch.definitions.append(change)
+        else:
+            letter = dead_letter(record)
+            if isinstance(letter, Divergence):
+                batch.divergences.append(letter)
+            else:
+                batch.letters.append(letter)
+    return batch
+
+
+def set_aside(record: Fetched, stored: Mapping[TopicPartition, Position], why: str) -> Batch:
+    """A record that the store refuses, kept as bytes with the reason."""
+    detail = without_nul(why)[:1_000]
+    return Batch(advances=_advances([record], stored), divergences=[diverges(record, "unstorable", detail)])
+
+
+def _advances(records: Iterable[Fetched], stored: Mapping[TopicPartition, Position]) -> list[Advance]:
+    ends = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
+    return [
+        Advance(partition, stored[partition].topic_id, stored[partition].next_offset, end)
+        for partition, end in ends.items()
+    ]
