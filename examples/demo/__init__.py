@@ -1,0 +1,1 @@
+"""`python -m examples.demo`: the patient onboarding under load, with processes killed on the way."""
