@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import time
+
+from flowpilot.adapters.definitions import LogDefinitions
+from flowpilot.adapters.kafka.admin import KafkaAdmin
+from flowpilot.adapters.kafka.config import reader_properties
+from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.engine.claim import EventsTopic
+from flowpilot.engine.engine import Engine
 from flowpilot.ports.log import Producer
 from flowpilot.settings import Settings
-from flowpilot_agents.contract import Engine
 
 
 def build_engine(settings: Settings, producer: Producer) -> Engine:
-    """The engine of these settings. All that it writes goes through `producer`."""
-    raise NotImplementedError
+    """The engine of these settings. All that it writes goes through `producer`. Raises AdminError."""
+    topics = settings.topics
+    admin = KafkaAdmin(settings)
+    events = EventsTopic(topics, admin.topic_id(topics.events), admin.partitions(topics.events))
+    reader = KafkaReader(reader_properties(settings))
+    definitions = LogDefinitions(producer, reader, topics.definitions)
+    return Engine(events, producer, reader, definitions, clock=lambda: time.time_ns() // 1_000_000)

@@ -44,10 +44,6 @@ class Engine(Protocol):
         """The partition is somebody else's: drop its table."""
         ...
 
-    def committed(self, partition: int, offset: int) -> None:
-        """The group's position is now `offset`, the next to be read."""
-        ...
-
     async def tick(self) -> None:
         """Timers and housekeeping."""
         ...

@@ -217,8 +217,6 @@ class Consumer(driver.Consumer):
             if not done or term != executions.term:
                 return False
             self._stored.update(due)
-            for partition, offset in due.items():
-                executions.engine.committed(partition, offset)
             return True
 
     async def verify_all_partitions_active(self) -> None:

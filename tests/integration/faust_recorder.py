@@ -98,9 +98,6 @@ class Recorder:
         self.note("revoke", partition=partition)
         self._tables.pop(partition, None)
 
-    def committed(self, partition: int, offset: int) -> None:
-        self.note("committed", partition=partition, offset=offset)
-
     async def tick(self) -> None:
         self._enter("tick")
         if not self._ticked:
