@@ -1,0 +1,45 @@
+"""The router's process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from flowpilot.adapters.definitions import LogDefinitions
+from flowpilot.adapters.kafka.catalog import KafkaTopicCatalog
+from flowpilot.adapters.kafka.config import consumer_properties, producer_properties, reader_properties
+from flowpilot.adapters.kafka.consumer import KafkaConsumer
+from flowpilot.adapters.kafka.producer import KafkaProducer
+from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.app.signals import run_until_signalled
+from flowpilot.ports.log import Rebalanced
+from flowpilot.router.router import Router
+from flowpilot.settings import Settings
+
+
+async def run_router(settings: Settings, on_ready: Callable[[frozenset[str]], None] = lambda topics: None) -> int:
+    """Route until a signal; the exit code. Raises what `Router.run` raises."""
+    properties = {
+        **consumer_properties(settings, settings.topics.router_group, member="-router"),
+        # Partitions that users add to their topics are read within seconds, not minutes.
+        "topic.metadata.refresh.interval.ms": 10_000,
+    }
+
+    def consumer(topics: Sequence[str], *, on_assigned: Rebalanced, on_revoked: Rebalanced) -> KafkaConsumer:
+        return KafkaConsumer(properties, topics, on_assigned=on_assigned, on_revoked=on_revoked)
+
+    producer = KafkaProducer(producer_properties(settings))
+    reader = KafkaReader(reader_properties(settings))
+    try:
+        router = Router(
+            settings.topics,
+            settings.limits,
+            consumer=consumer,
+            producer=producer,
+            definitions=LogDefinitions(producer, reader, settings.topics.definitions),
+            catalog=KafkaTopicCatalog(settings),
+            on_ready=on_ready,
+        )
+        return await run_until_signalled(router)
+    finally:
+        producer.close()
+        reader.close()

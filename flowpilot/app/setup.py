@@ -1,0 +1,39 @@
+"""`flowpilot setup`: topics and tables."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flowpilot.adapters.kafka.admin import KafkaAdmin, TopicOutcome
+from flowpilot.app.database import address, prepare_database
+from flowpilot.app.workflows import current_workflows
+from flowpilot.settings import Settings
+
+
+class SetupOutcome(NamedTuple):
+    """What was there and what was made."""
+
+    topics: list[TopicOutcome]
+    database: str
+    database_created: bool
+
+
+def setup(settings: Settings, queues: Sequence[str] = ()) -> SetupOutcome:
+    """Make what is missing: the topics, those of the queues of registered workflows and `queues`; the database
+    and its tables. Idempotent. Kafka comes first, because a changed partition count is refused there.
+
+    Raises `AdminError`, `DatabaseUnreachable`, `DatabaseRefused`, `LogUnavailable`.
+    """
+    admin = KafkaAdmin(settings)
+    topics = admin.setup()
+    used = dict.fromkeys([*asyncio.run(_registered_queues(settings)), *queues])
+    topics += admin.ensure_step_topics(used)
+    created = prepare_database(settings)
+    return SetupOutcome(topics, address(settings), created)
+
+
+async def _registered_queues(settings: Settings) -> list[str]:
+    current = await current_workflows(settings)
+    return [queue for definition in current for queue in definition.queues]

@@ -1,0 +1,117 @@
+"""Data on stdout as a table, as JSON or as JSON lines; everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+
+class Format(StrEnum):
+    """What `-o` takes."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="How data is printed.", show_choices=True)]
+
+Row = Mapping[str, Any]
+
+
+def say(text: str) -> None:
+    """One line for the user, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def rows(found: Iterable[Row], columns: Sequence[str], form: Format, *, empty: str) -> None:
+    """A list. JSON has every field of a row, the table `columns` alone; `empty` is said if there is none."""
+    listed = list(found)
+    if form is Format.JSON:
+        _print(json.dumps(listed, indent=2, ensure_ascii=False, default=str))
+    elif form is Format.JSONL:
+        for row in listed:
+            _print(json.dumps(row, ensure_ascii=False, default=str))
+    elif listed:
+        table(listed, columns)
+    else:
+        say(empty)
+
+
+def record(found: Row, form: Format) -> None:
+    """One object: a line a field in the table form."""
+    if form is Format.TABLE:
+        width = max(map(len, found), default=0)
+        for name, value in found.items():
+            if value is not None:
+                _print(f"{name.replace('_', ' '):<{width}}  {cell(value)}")
+    elif form is Format.JSON:
+        _print(json.dumps(found, indent=2, ensure_ascii=False, default=str))
+    else:
+        _print(json.dumps(found, ensure_ascii=False, default=str))
+
+
+def value(found: Any) -> None:
+    """A JSON value alone."""
+    _print(json.dumps(found, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def table(found: Sequence[Row], columns: Sequence[str]) -> None:
+    """A table on stdout: with lines and colour on a terminal, plain and unfolded in a pipe."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        cells = [[cell(row.get(column)) for column in columns] for row in found]
+        heads = [column.upper() for column in columns]
+        widths = [max(map(len, of)) for of in zip(heads, *cells, strict=True)]
+        for line in (heads, *cells):
+            _print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        return
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        drawn.add_column(column.upper().replace("_", " "), overflow="fold")
+    for row in found:
+        drawn.add_row(
+            *(Text(cell(row.get(column)), style=_STYLES.get(cell(row.get(column)), "")) for column in columns)
+        )
+    console.print(drawn)
+
+
+_STYLES = {
+    "completed": "green",
+    "failed": "red",
+    "incident": "bold red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "retrying": "magenta",
+}
+
+
+def cell(found: Any) -> str:
+    """A value as the text of a table's cell: control characters are shown, not obeyed."""
+    if found is None:
+        return ""
+    if isinstance(found, bool):
+        return "yes" if found else "no"
+    text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def _print(text: str) -> None:
+    # What a terminal's encoding cannot show is no reason to fail.
+    data = (text + "\n").encode(sys.stdout.encoding or "utf-8", errors="replace")
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:
+        sys.stdout.write(text + "\n")
+    else:
+        sys.stdout.flush()
+        buffer.write(data)
+        buffer.flush()

@@ -1,0 +1,143 @@
+"""`flowpilot setup` and the roles: engine, router, worker, audit. Each role is one process, ended by a signal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flowpilot.cli.output import Format, Output, record, rows, say
+
+Queues = Annotated[
+    list[str] | None,
+    typer.Option("--queue", "-q", help="Serve this queue alone (again for more).", metavar="QUEUE"),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    for command in (setup, engine, router, worker, audit):
+        app.command()(command)
+
+
+def setup(output: Output = Format.TABLE) -> None:
+    """Create FlowPilot's topics and tables, or mend them. Running it again is harmless.
+
+    \b
+    Examples:
+      flowpilot setup
+      FLOWPILOT_EVENT_PARTITIONS=4 flowpilot setup        the count is fixed for life: a changed one is refused
+
+    Needs Kafka (FLOWPILOT_BOOTSTRAP_SERVERS) and PostgreSQL (FLOWPILOT_DATABASE_URL).
+    """
+    from flowpilot.app.setup import setup as run_setup
+    from flowpilot.settings import load_settings
+
+    settings = load_settings()
+    outcome = run_setup(settings)
+    topics = [{"topic": topic.topic, "outcome": topic.outcome} for topic in outcome.topics]
+    if output is Format.TABLE:
+        rows(topics, ("topic", "outcome"), output, empty="no topics")
+        made = "created" if outcome.database_created else "up to date"
+        say(f"database {outcome.database}: {made}")
+        say("next: flowpilot engine, flowpilot router, flowpilot audit and flowpilot worker MODULE:WORKFLOW")
+    else:
+        database = {"address": outcome.database, "created": outcome.database_created}
+        record({"topics": topics, "database": database}, output)
+
+
+def engine() -> None:
+    """Run one engine process: it keeps the executions' state and decides what happens next.
+
+    \b
+    Examples:
+      flowpilot engine
+      FLOWPILOT_MEMBER_ID=engine-1 flowpilot engine       static membership: a restart moves no partition
+
+    Start as many as there are partitions of the events topic; they share the executions.
+    """
+    from flowpilot.app.engine import run_engine
+    from flowpilot.settings import load_settings
+
+    load_settings()  # a wrong setting is told before the process is replaced
+    run_engine()
+
+
+def router() -> None:
+    """Run one router process: it starts an execution for each trigger record.
+
+    \b
+    Examples:
+      flowpilot router
+
+    It reads the topics that the current versions of workflows name, and waits for those not there yet.
+    """
+    import asyncio
+
+    from flowpilot.app.logging import configure_logging
+    from flowpilot.app.router import run_router
+    from flowpilot.settings import load_settings
+
+    settings = load_settings()
+    configure_logging(settings, "router")
+
+    def ready(topics: frozenset[str]) -> None:
+        say(f"router ready: reading {len(topics)} topic{'' if len(topics) == 1 else 's'}")
+
+    raise typer.Exit(asyncio.run(run_router(settings, ready)))
+
+
+def worker(
+    workflows: Annotated[
+        list[str], typer.Argument(help="MODULE:WORKFLOW or path/file.py:name.", metavar="WORKFLOW...")
+    ],
+    queue: Queues = None,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", "-c", min=1, help="Handlers that run at once.", metavar="N")
+    ] = None,
+) -> None:
+    """Run one worker process: it runs the steps of WORKFLOW, whose definition it registers.
+
+    \b
+    Examples:
+      flowpilot worker examples/patient_onboarding.py:onboarding
+      flowpilot worker shop.flows:orders shop.flows:returns --concurrency 32
+      flowpilot worker shop.flows:orders --queue notify   only the steps of this queue
+    """
+    import asyncio
+
+    from flowpilot.app.logging import configure_logging
+    from flowpilot.app.worker import run_worker
+    from flowpilot.cli.loading import load_workflow
+    from flowpilot.settings import load_settings
+
+    settings = load_settings()
+    if concurrency is not None:
+        settings = settings.model_copy(update={"worker_concurrency": concurrency})
+    loaded = [load_workflow(reference) for reference in workflows]
+    configure_logging(settings, "worker")
+
+    def ready(queues: list[str]) -> None:
+        say(f"worker ready: serving {', '.join(queues)}")
+
+    raise typer.Exit(asyncio.run(run_worker(settings, loaded, queue, ready)))
+
+
+def audit() -> None:
+    """Run one audit writer: it copies the history to PostgreSQL, in order and exactly once.
+
+    \b
+    Examples:
+      flowpilot audit
+
+    Executions do not wait for it: after a pause it catches up.
+    """
+    import asyncio
+
+    from flowpilot.app.audit import run_audit
+    from flowpilot.app.logging import configure_logging
+    from flowpilot.settings import load_settings
+
+    settings = load_settings()
+    configure_logging(settings, "audit")
+    raise typer.Exit(asyncio.run(run_audit(settings, lambda: say("audit ready"))))
