@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
+from functools import lru_cache
 
 GENESIS = bytes(32)
 HEADER_PREV = "fp-prev"
@@ -53,8 +54,13 @@ def chain(previous: bytes, value: bytes) -> bytes:
 
 def iso(ms: int) -> str:
     """Milliseconds since the epoch as ISO 8601 in UTC with milliseconds."""
-    whole = datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{whole}.{ms % 1000:03d}Z"
+    return f"{_second(ms // 1000)}.{ms % 1000:03d}Z"
+
+
+# The times of a batch fall into few seconds, and strftime is slow.
+@lru_cache(maxsize=256)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def from_iso(text: str) -> int:
