@@ -18,6 +18,16 @@ from flowpilot.ports.log import Fetched, Producer, Record
 from flowpilot.settings import Settings, load_settings
 
 
+class CountingTable(PartitionTable):
+    """A table that counts what recovery loads into it."""
+
+    loaded = 0
+
+    def load(self, record: Fetched) -> None:
+        self.loaded += 1
+        super().load(record)
+
+
 class Recorder:
     """Writes each event as a state record of its key, and each call into the journal."""
 
@@ -26,7 +36,7 @@ class Recorder:
         self._producer = producer
         self._journal = os.open(os.environ["RECORDER_JOURNAL"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._rewind = int(os.environ.get("RECORDER_REWIND", "0"))
-        self._tables: dict[int, PartitionTable] = {}
+        self._tables: dict[int, CountingTable] = {}
         self._epochs: dict[int, int] = {}
         self._busy = False
         self._ticked = False
@@ -36,9 +46,9 @@ class Recorder:
         line = json.dumps({"call": call, "pid": os.getpid(), "at": time.time(), **what})
         os.write(self._journal, line.encode() + b"\n")
 
-    def table(self, partition: int) -> PartitionTable:
+    def table(self, partition: int) -> CountingTable:
         if partition not in self._tables:
-            self._tables[partition] = PartitionTable(partition)
+            self._tables[partition] = CountingTable(partition)
         return self._tables[partition]
 
     async def assign(self, partition: int, committed: int | None) -> int:
@@ -46,12 +56,12 @@ class Recorder:
         table = self.table(partition)
         self._epochs[partition] = table.highest_epoch + 1
         entries = {key.decode(): (entry.value or b"").decode() for key, entry in table.items()}
-        read_to = table.next_changelog_offset
+        read_to, loaded, table.loaded = table.next_changelog_offset, table.loaded, 0
         await self._write(partition, b"wm", b"claim", -1)
         start = max(0, (committed or 0) - self._rewind)
         self._rewind = 0
         self.note(
-            "assign", partition=partition, committed=committed, start=start, read_to=read_to,
+            "assign", partition=partition, committed=committed, start=start, read_to=read_to,loaded=loaded,
             epoch=self._epochs[partition], entries=entries,
         )  # fmt: skip
         self._busy = False
@@ -71,9 +81,8 @@ class Recorder:
                 self.stopped = {**self.stopped, record.partition: "told to stop"}
             if record.partition not in self.stopped:
                 finished.append(record)
-        for record in finished:
-            self.table(record.partition)
-        await self._producer.send([self._state(record) for record in finished])
+        for delivery in await self._producer.send([self._state(record) for record in finished]):
+            self.table(delivery.partition).next_changelog_offset = delivery.offset + 1
         for partition in {record.partition for record in finished}:
             offsets = [record.offset for record in finished if record.partition == partition]
             self.note("process", partition=partition, offsets=offsets)
@@ -90,7 +99,7 @@ class Recorder:
         [delivery] = await self._producer.send([record])
         table = self.table(partition)
         table.put(key, Entry(value, src, epoch))
-        table.next_changelog_offset = delivery.offset + 1
+        table.next_changelog_offset, table.highest_epoch = delivery.offset + 1, epoch
 
     def revoke(self, partition: int) -> None:
         if self._busy:
