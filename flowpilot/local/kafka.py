@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import shutil
 import signal
-import subprocess
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 from xml.sax.saxutils import quoteattr
 
-from flowpilot.local.errors import ChildFailed, LocalError
+from flowpilot.local.errors import ChildFailed
 from flowpilot.local.jars import ensure_jars
 from flowpilot.local.java import find_java
 from flowpilot.local.ports import LOOPBACK, answers, free_ports
@@ -97,7 +96,7 @@ class KafkaBroker:
             self._properties.write_text(
                 PROPERTIES.format(host=LOOPBACK, port=port, cport=controller_port, data=self._data)
             )
-            self._format(jars)
+            self._format(supervisor, jars)
             already_logged = self.log_file.stat().st_size if self.log_file.exists() else 0
             try:
                 supervisor.start(
@@ -124,23 +123,22 @@ class KafkaBroker:
         except (FileNotFoundError, ValueError):
             return []
 
-    def _format(self, jars: list[Path]) -> None:
+    def _format(self, supervisor: Supervisor, jars: list[Path]) -> None:
         """Make the storage, once; what an interrupted formatting left is thrown away."""
         done = self.directory / "formatted"
         if done.exists():
             return
         shutil.rmtree(self._data, ignore_errors=True)
-        run = subprocess.run(
-            self._java(
-                jars, "kafka.tools.StorageTool", "format", "--standalone", "-t", _cluster_id(), "-c",
-                str(self._properties), quick=True,
-            ),
-            capture_output=True, text=True, check=False, cwd=self.directory, start_new_session=True,
-        )  # fmt: skip
-        if run.returncode != 0:
-            raise LocalError(
-                f"cannot format the storage of Kafka in {self._data}:\n{run.stdout}{run.stderr}".strip()
-            )
+        tool = (
+            "kafka.tools.StorageTool",
+            "format",
+            "--standalone",
+            "-t",
+            _cluster_id(),
+            "-c",
+            str(self._properties),
+        )
+        supervisor.run("kafka-format", self._java(jars, *tool, quick=True), cwd=self.directory)
         done.touch()
 
     def _java(self, jars: list[Path], *program: str, quick: bool = False) -> list[str]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from flowpilot.local.errors import ChildFailed, LocalError, NoPostgres
+from flowpilot.local.errors import ChildFailed, NoPostgres
 from flowpilot.local.identity import PROC, identity, stop_process
 from flowpilot.local.ports import LOOPBACK, answers, free_ports
 from flowpilot.local.supervisor import Supervisor
@@ -46,12 +46,13 @@ class PostgresServer:
         data = real / "data"
         password = self._password()
         if not data.exists():
-            self._initialise(find_binaries(None, self._user), data, password)
+            self._initialise(supervisor, find_binaries(None, self._user), data, password)
         version = (data / "PG_VERSION").read_text().strip()
         binaries = find_binaries(version, self._user)
         stop_leftover(data)
         wanted = self._last_port()
-        for attempt in range(1, START_TRIES + 1):
+        tries, patience = 1, time.monotonic() + 10.0
+        while True:
             (port,) = free_ports(1, wanted)
             url = f"postgresql://{USER}:{password}@{LOOPBACK}:{port}"
             try:
@@ -71,13 +72,15 @@ class PostgresServer:
                     death_signal=signal.SIGINT,
                 )  # fmt: skip
             except ChildFailed as error:
-                if attempt < START_TRIES and "could not create any TCP/IP sockets" in error.log_tail:
-                    wanted = []
-                    continue
-                raise
+                if "could not create any TCP/IP sockets" in error.log_tail and tries < START_TRIES:
+                    tries, wanted = tries + 1, []
+                elif "pre-existing shared memory block" in error.log_tail and time.monotonic() < patience:
+                    time.sleep(0.2)  # sessions of a killed server end by themselves
+                else:
+                    raise
+                continue
             (self.directory / "port").write_text(f"{port}\n")
             return url
-        raise AssertionError("unreachable")
 
     def _last_port(self) -> list[int]:
         try:
@@ -94,33 +97,28 @@ class PostgresServer:
                 stream.write(secrets.token_hex(16))
         return file.read_text().strip()
 
-    def _initialise(self, binaries: Path, data: Path, password: str) -> None:
+    def _initialise(self, supervisor: Supervisor, binaries: Path, data: Path, password: str) -> None:
         """Make the data directory, whole or not at all."""
         draft = data.with_name("data.new")
         secret = data.with_name("initial-password")
-        uid, gid = self._user or (None, None)
-        groups: list[int] | None = [] if self._user else None
+        options = ["-U", USER, "--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync", "--encoding=UTF8"]
+        with open(os.open(secret, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as stream:
+            stream.write(f"{password}\n")
         try:
+            if self._user:
+                os.chown(secret, *self._user)
             for locale in ("C.UTF-8", "C"):  # not every system knows the first
                 shutil.rmtree(draft, ignore_errors=True)
-                with open(os.open(secret, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as stream:
-                    stream.write(f"{password}\n")
-                if self._user:
-                    os.chown(secret, *self._user)
-                run = subprocess.run(
-                    [
-                        binaries / "initdb", "-D", draft, "-U", USER, "--auth=scram-sha-256", f"--pwfile={secret}",
-                        "--no-sync", "--encoding=UTF8", f"--locale={locale}",
-                    ],
-                    capture_output=True, text=True, check=False, cwd=data.parent, start_new_session=True,
-user=uid, group=gid, extra_groups=groups,
-                )  # fmt: skip
-                if run.returncode == 0:
-                    os.replace(draft, data)
-                    return
+                command = [str(binaries / "initdb"), "-D", str(draft), f"--locale={locale}", *options]
+                try:
+                    supervisor.run("initdb", command, cwd=data.parent, user=self._user)
+                    break
+                except ChildFailed as error:
+                    if locale == "C" or "invalid locale" not in error.log_tail:
+                        raise
+            os.replace(draft, data)
         finally:
             secret.unlink(missing_ok=True)
-        raise LocalError(f"cannot create a PostgreSQL data directory in {data}:\n{run.stdout}{run.stderr}".strip())
 
 
 def find_binaries(version: str | None, user: tuple[int, int] | None) -> Path:
@@ -195,8 +193,10 @@ def _major_version(postgres: Path) -> str | None:
 def stop_leftover(data: Path) -> None:
     """Stop a server that runs on the data directory `data` though nobody supervises it.
 
-    Recognised by the pid file, and by the process having that directory among its arguments; a
-    process of another kind that has the pid by now is left alone, and the stale file removed.
+    Recognised by the pid file, and by the process having that directory among its arguments.
+    The pid file of a dead server stays: by it a new one finds out whether sessions of the dead
+    one still use the data. Only if its pid is somebody else's by now it is removed, because a
+    new server would refuse to start.
     """
     pid_file = data / "postmaster.pid"
     try:
@@ -204,15 +204,12 @@ def stop_leftover(data: Path) -> None:
     except (FileNotFoundError, ValueError, IndexError):
         return
     who = identity(pid)
-    if who is not None and str(data) in _arguments(pid):
+    if who is None:
+        return
+    if str(data) in _arguments(pid):
         stop_process(pid, who, signal.SIGINT, 10.0)
-    # A killed server's sessions end by themselves; until then a start would be refused.
-    deadline = time.monotonic() + 5.0
-    while pid_file.exists() and identity(pid) == who and who is not None and time.monotonic() < deadline:
-        if str(data) not in _arguments(pid):
-            break
-        time.sleep(0.02)
-    pid_file.unlink(missing_ok=True)
+    else:
+        pid_file.unlink(missing_ok=True)
 
 
 def _arguments(pid: int) -> list[str]:

@@ -56,17 +56,17 @@ class LocalServices:
         if not self.bootstrap_servers:
             ensure_jars()  # first and alone: its progress bar wants the terminal for itself
         self._supervisor = Supervisor(self.data_dir)
-        try:
-            with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(2) as pool:
+            try:
                 database = None if self.database_url else pool.submit(self._start_postgres)
                 broker = None if self.bootstrap_servers else pool.submit(self._start_kafka)
                 if database is not None:
                     self.database_url = database.result()
                 if broker is not None:
                     self.bootstrap_servers = broker.result()
-        except BaseException:
-            self.stop()
-            raise
+            except BaseException:
+                self.stop()  # before the pool is waited for: what still starts ends with its child
+                raise
         return self
 
     def stop(self) -> None:

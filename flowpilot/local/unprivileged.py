@@ -11,6 +11,8 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from flowpilot.local.errors import LocalError
+
 PREFIX = "flowpilot-postgres-"
 RECORD = "location"  # in the requested directory: where the files really are
 OWNER = "requested-by"  # in the real directory: for which requested directory it is
@@ -111,5 +113,5 @@ def reachable_copy(folders: list[Path], root: Path, version: str, user: tuple[in
     except OSError:  # another process was faster
         shutil.rmtree(draft, ignore_errors=True)
     if copy.stat().st_uid != os.geteuid():
-        raise PermissionError(f"{copy} belongs to another user")
+        raise LocalError(f"{copy} belongs to another user: remove it, or set TMPDIR to a directory of your own")
     return copy

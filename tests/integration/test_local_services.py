@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from flowpilot.local.identity import identity
 from flowpilot.local.services import LocalServices, remove_data
+from flowpilot.local.unprivileged import server_user
 
 pytestmark = pytest.mark.integration
 
@@ -156,6 +158,39 @@ def test_a_start_follows_at_once_on_a_kill_of_the_owner(data_dir: Path) -> None:
         wait_gone(pids, timeout=0)
         assert "kept" in topics(services.bootstrap_servers)
         assert query(services.database_url, "SELECT answer FROM kept") == [(42,)]
+
+
+def test_ctrl_c_during_the_start_leaves_nothing(data_dir: Path) -> None:
+    command = [sys.executable, "-m", "flowpilot.local", "up", "--data", str(data_dir)]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0)
+    log = data_dir / "logs" / "kafka.log"  # the broker's process is there, but does not answer yet
+    deadline = time.monotonic() + 60
+    while not log.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=30) == 130
+    assert run.stderr is not None
+    assert "Traceback" not in run.stderr.read()
+    if sys.platform == "linux":
+        assert processes_on(data_dir) == []
+
+
+def test_a_server_that_nobody_supervises_is_recognised(data_dir: Path) -> None:
+    given = "kafka.example:9092"
+    with LocalServices(data_dir, bootstrap_servers=given) as services:
+        pid = services.supervisor.pid("postgres") or 0
+        arguments = (Path("/proc") / str(pid) / "cmdline").read_bytes().decode().split("\0")[:-1]
+    user = server_user() or (None, None)
+    alone = subprocess.Popen(arguments, user=user[0], group=user[1], stderr=subprocess.DEVNULL)
+    try:
+        wait_for_sql(services.database_url)
+        with LocalServices(data_dir, bootstrap_servers=given) as services:
+            assert alone.wait(timeout=10) == 0
+            assert query(services.database_url, "SELECT 1") == [(1,)]
+    finally:
+        alone.kill()
+        alone.wait()
 
 
 def test_given_servers_are_used_and_nothing_is_started(data_dir: Path) -> None:

@@ -64,6 +64,24 @@ def test_without_restart_its_end_is_final(supervisor: Supervisor) -> None:
     assert supervisor.restarts("once") == 0
 
 
+def test_without_restart_a_very_short_life_is_final_too(supervisor: Supervisor) -> None:
+    for number in range(20):
+        supervisor.start(f"short-{number}", ["true"], restart=False)
+        assert supervisor.wait(f"short-{number}", timeout=10) == 0
+    assert all(supervisor.restarts(name) == 0 for name in supervisor.names())
+
+
+def test_a_program_that_is_run_to_its_end(supervisor: Supervisor) -> None:
+    supervisor.run("true", ["true"])
+    supervisor.run("echo", ["sh", "-c", "echo old failure"])
+    with pytest.raises(ChildFailed, match="exit status 4") as caught:
+        supervisor.run("echo", ["sh", "-c", "echo new failure; exit 4"])
+    assert caught.value.log_tail == "new failure"
+    with pytest.raises(ChildFailed, match="did not end"):
+        supervisor.run("long", SLEEP, timeout=0.2)
+    assert supervisor.names() == []
+
+
 def test_a_child_that_ends_before_it_is_ready_says_why(supervisor: Supervisor) -> None:
     with pytest.raises(ChildFailed, match="exit status 1") as caught:
         supervisor.start("a", [sys.executable, "-c", "raise SystemExit('no such table')"], ready=lambda: False)
@@ -142,11 +160,11 @@ def test_mistakes_are_told(supervisor: Supervisor, tmp_path: Path) -> None:
 OWNER = """
 import sys, time
 from pathlib import Path
-from flowpilot.local import child, supervisor
+from flowpilot.local import child, monitor, supervisor
 if sys.argv[2] == "no-death-signal":
     child_script = Path(sys.argv[1]) / "child.py"
     child_script.write_text(Path(child.__file__).read_text().replace('sys.platform == "linux"', "False"))
-    supervisor.child_script.__file__ = str(child_script)
+    monitor.child_script.__file__ = str(child_script)
 folder = Path(sys.argv[1])
 s = supervisor.Supervisor(folder / "state")
 one, two = folder / "one", folder / "two"
