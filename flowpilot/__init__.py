@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flowpilot.app.client import Client as Client
     from flowpilot.app.worker import Worker as Worker
     from flowpilot.authoring import DefinitionError as DefinitionError
     from flowpilot.authoring import InputInvalid as InputInvalid
@@ -20,9 +21,16 @@ if TYPE_CHECKING:
     from flowpilot.authoring import Workflow as Workflow
     from flowpilot.authoring import on_topic as on_topic
     from flowpilot.authoring import output_of as output_of
+    from flowpilot.client.errors import ExecutionCancelled as ExecutionCancelled
+    from flowpilot.client.errors import ExecutionExists as ExecutionExists
+    from flowpilot.client.errors import ExecutionFailed as ExecutionFailed
     from flowpilot.core.errors import FlowPilotError as FlowPilotError
 
 _HOMES = {
+    "Client": "flowpilot.app.client",
+    "ExecutionCancelled": "flowpilot.client.errors",
+    "ExecutionExists": "flowpilot.client.errors",
+    "ExecutionFailed": "flowpilot.client.errors",
     "Worker": "flowpilot.app.worker",
     "DefinitionError": "flowpilot.authoring",
     "InputInvalid": "flowpilot.authoring",

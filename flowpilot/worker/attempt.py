@@ -1,0 +1,155 @@
+"""One attempt in hand: what it is, how far it is, and the answers it may get."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from flowpilot.authoring.context import StepContext
+from flowpilot.ports.log import Fetched, Record
+from flowpilot.worker.handlers import Handler
+from flowpilot.worker.invoke import Outcome
+from flowpilot.worker.partition import AssignedPartition, Entry
+from flowpilot_schemas.codec import encode
+from flowpilot_schemas.history import iso
+from flowpilot_schemas.ids import TaskId
+from flowpilot_schemas.messages import StepError, StepReady
+
+
+class State(Enum):
+    """Where an attempt is in this process."""
+
+    SUSPECT = "its start is being acknowledged and committed; it runs then"
+    RUNNING = "its handler runs"
+    CANCELLED = "its handler runs, and nobody wants the result"
+    GIVEN_UP = "its handler runs beyond its time-out; the attempt is answered"
+    ENDED = "its handler is done"
+
+
+class Attempt:
+    """One delivery of a step message that this process runs."""
+
+    __slots__ = (
+        "_worker_id",
+        "beat_at",
+        "began",
+        "context",
+        "details",
+        "entry",
+        "handler",
+        "message",
+        "partition",
+        "record",
+        "started_at",
+        "state",
+        "task",
+        "task_id",
+        "tells",
+        "wants_start",
+    )
+
+    def __init__(
+        self,
+        worker_id: str,
+        record: Fetched,
+        message: StepReady,
+        task_id: TaskId,
+        handler: Handler,
+        partition: AssignedPartition,
+        entry: Entry,
+    ) -> None:
+        self._worker_id = worker_id
+        self.record, self.message, self.task_id, self.handler = record, message, task_id, handler
+        self.partition, self.entry = partition, entry
+        self.state = State.RUNNING
+        self.task: asyncio.Task[Any] | None = None
+        self.began = 0.0  # of the handler, by the monotonic clock
+        self.beat_at = 0.0
+        self.started_at = ""
+        self.tells = False
+        """Whether step.started was sent (then it heartbeats)."""
+        self.wants_start = False
+        """step.started is wanted before its time: a heartbeat of the handler's own, or a hand-over."""
+        self.details: bytes | None = None
+        """Of a heartbeat that is not sent yet. Set by the handler's thread."""
+        self.context: StepContext | None = None
+        if handler.context is not None:
+            self.context = StepContext(
+                task_id, workflow=message.workflow, last_heartbeat=message.last_heartbeat, beat=self._beat
+            )
+        entry.attempt = self
+
+    def _beat(self, details: bytes) -> None:
+        self.details = details
+        self.wants_start = True
+
+    def begin(self) -> None:
+        """The handler is called now."""
+        self.state = State.RUNNING
+        self.began = self.beat_at = time.monotonic()
+        if not self.started_at:
+            self.started_at = iso(time.time_ns() // 1_000_000)
+
+    def cancel(self, state: State) -> None:
+        """Nobody wants the result: tell the handler."""
+        self.state = state
+        if self.context is not None:
+            self.context.cancel()
+        if self.task is not None:
+            self.task.cancel()
+
+    def finish(self) -> None:
+        """The record need not be delivered again."""
+        if not self.entry.finished:
+            self.partition.finish(self.entry)
+
+    def started(self) -> Record:
+        """The answer `step.started`."""
+        self.tells = True
+        self.beat_at = time.monotonic()
+        if not self.started_at:
+            self.started_at = iso(time.time_ns() // 1_000_000)
+        return self._answer("step.started", {"started_at": self.started_at})
+
+    def heartbeat(self, now: float) -> Record:
+        """The answer `step.heartbeat`, with the handler's latest details if there are new ones."""
+        self.beat_at = now
+        details, self.details = self.details, None
+        return self._answer("step.heartbeat", {} if details is None else {"details": orjson.Fragment(details)})
+
+    def ended(self, outcome: Outcome) -> Record:
+        """The answer `step.completed` or `step.failed`."""
+        if isinstance(outcome, bytes):
+            output = {} if outcome == b"null" else {"output": orjson.Fragment(outcome)}
+            return self._answer("step.completed", {**output, "started_at": self.started_at})
+        return self._answer("step.failed", {"error": error_json(outcome), "started_at": self.started_at})
+
+    def _answer(self, kind: str, fields: dict[str, Any]) -> Record:
+        return answer(self.message, self.record, self._worker_id, kind, fields)
+
+
+def answer(message: StepReady, record: Fetched, worker_id: str, kind: str, fields: dict[str, Any]) -> Record:
+    """The answer of type `kind` to the step message in `record`."""
+    value = {
+        "v": 1,
+        "type": kind,
+        "task_id": message.task_id,
+        "worker_id": worker_id,
+        "broker_task_id": f"{record.topic}/{record.partition}/{record.offset}",
+        **fields,
+    }
+    reply = message.reply
+    key = reply.key or message.task_id.partition("/")[0]
+    return Record(reply.topic, key.encode(), encode(value), partition=reply.partition)
+
+
+def error_json(error: StepError) -> dict[str, Any]:
+    """The error as it goes on the wire."""
+    value: dict[str, Any] = {"kind": error.kind, "message": error.message, "retryable": error.retryable}
+    if error.retry_after_ms is not None:
+        value["retry_after_ms"] = error.retry_after_ms
+    return value
