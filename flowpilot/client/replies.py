@@ -62,7 +62,8 @@ class Replies:
         self._waiting += 1
         self._wake.set()
         try:
-            await asyncio.wait_for(inbox.changed.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await inbox.changed.wait()
             inbox.changed.clear()
         except TimeoutError:
             pass
@@ -83,12 +84,13 @@ class Replies:
                     await self._look()
                 except LogUnavailable as error:
                     _log.debug("replies cannot be read at present", error=str(error))
-            pause = (EAGER if self._waiting else IDLE) if self._inboxes else None
+            if self._inboxes and self._waiting:
+                await asyncio.sleep(EAGER)
+                continue
             try:
-                if pause == EAGER:
-                    await asyncio.sleep(EAGER)
-                else:
-                    await asyncio.wait_for(self._wake.wait(), pause)
+                # Not wait_for: before Python 3.12 it may take a cancellation for a wake-up.
+                async with asyncio.timeout(IDLE if self._inboxes else None):
+                    await self._wake.wait()
             except TimeoutError:
                 pass
 

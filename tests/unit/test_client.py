@@ -1,0 +1,380 @@
+"""The client on the memory broker: what it sends, and how it learns of the end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from flowpilot.adapters.definitions import LogDefinitions
+from flowpilot.adapters.memory.log import MemoryLog
+from flowpilot.authoring import InputInvalid, Workflow
+from flowpilot.client.blocking import BlockingClient
+from flowpilot.client.client import ConnectedClient
+from flowpilot.client.connection import AuditUnavailable, AuditView, Connection, StartSeen
+from flowpilot.client.errors import (
+    ExecutionCancelled,
+    ExecutionExists,
+    ExecutionFailed,
+    ExecutionRefused,
+    NotSent,
+    ResultTimeout,
+    UnknownWorkflow,
+)
+from flowpilot.ports.definitions import VersionConflict
+from flowpilot.ports.log import Fetched, Record
+from flowpilot_schemas.codec import decode_object, encode_message, parse
+from flowpilot_schemas.ids import keyed_execution_id
+from flowpilot_schemas.limits import MAX_KEY, Limits
+from flowpilot_schemas.messages import CancelExecution, ExecutionEnded, StartExecution
+from flowpilot_schemas.topics import Topics
+
+TOPICS = Topics()
+
+
+class NewPatient(BaseModel):
+    patient_id: str
+    age: int = 0
+
+
+def onboarding(version: str = "1", step: str = "create") -> Workflow:
+    workflow = Workflow("onboarding", version=version, input=NewPatient)
+
+    def handler(input: NewPatient) -> str:
+        return input.patient_id
+
+    workflow.add_step(handler, name=step)
+    return workflow
+
+
+class Audit:
+    """An audit record that knows what the test tells it; `down`: it does not answer."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[str, int], StartSeen] = {}
+        self.ends: dict[tuple[str, int], ExecutionEnded] = {}
+        self.down = False
+
+    async def start_seen(self, execution: str, cause: int) -> StartSeen | None:
+        self._check()
+        return self.seen.get((execution, cause))
+
+    async def ended(self, execution: str, run: int | None) -> ExecutionEnded | None:
+        self._check()
+        runs = [known for name, known in self.ends if name == execution]
+        return self.ends.get((execution, max(runs, default=-1) if run is None else run))
+
+    def _check(self) -> None:
+        if self.down:
+            raise AuditUnavailable("PostgreSQL is down")
+
+
+class World:
+    def __init__(self) -> None:
+        self.log = MemoryLog()
+        for topic in TOPICS.core():
+            self.log.create_topic(topic.name, topic.partitions or 1)  # one: the last record is the last sent
+        self.audit = Audit()
+
+    def client(self, audit: AuditView | None = None, **limits: int) -> ConnectedClient:
+        producer, reader = self.log.producer(), self.log.reader()
+        definitions = LogDefinitions(producer, reader, TOPICS.definitions)
+        connection = Connection(TOPICS, Limits(**limits), producer, reader, definitions, audit)
+        return ConnectedClient(connection, actor="user:test")
+
+    def events(self) -> list[Fetched]:
+        return self.log.records(TOPICS.events)
+
+    def start(self) -> tuple[StartExecution, Fetched]:
+        """The last start that was sent."""
+        record = self.events()[-1]
+        return parse(StartExecution, decode_object(record.value)), record
+
+    async def reply(self, status: Any, *, run: int | None = None, **fields: Any) -> None:
+        """What the engine answers to the last start."""
+        start, record = self.start()
+        assert start.reply is not None
+        ended = ExecutionEnded(
+            execution=start.execution, run=record.offset if run is None else run, status=status, **fields
+        )
+        key = (start.reply.key or "").encode()
+        await self.log.producer().send(
+            [Record(start.reply.topic, key, encode_message(ended), start.reply.partition)]
+        )
+
+
+def run(test: Callable[[World], Awaitable[None]]) -> None:
+    async def go() -> None:
+        async with asyncio.timeout(20):
+            await test(World())
+
+    asyncio.run(go())
+
+
+def test_starting_an_object_registers_its_version_and_sends_one_record() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            handle = await client.start(onboarding(), NewPatient(patient_id="p-17"), key="p-17")
+        start, record = world.start()
+        assert handle.id == start.execution == keyed_execution_id("onboarding", "p-17")
+        assert record.key == handle.id.encode()
+        assert (start.version, start.definition) == ("1", onboarding().definition.hash)
+        assert (start.input, start.key) == ({"patient_id": "p-17", "age": 0}, "p-17")
+        assert (start.created_by, start.origin, start.rules) == ("user:test", None, 1)
+        definitions = LogDefinitions(world.log.producer(), world.log.reader(), TOPICS.definitions)
+        await definitions.refresh()
+        assert definitions.get(start.definition) == onboarding().definition
+
+    run(test)
+
+
+def test_a_name_means_the_current_version_and_an_object_its_own() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            assert await client.register(onboarding("1"))
+            assert await client.register(onboarding("2", step="other"), move_pointer=True)
+            assert not await client.register(onboarding("2", step="other"))
+            patient = {"patient_id": "p"}
+            cases: list[tuple[Workflow | str, str | None, str]] = [
+                ("onboarding", None, "2"),
+                ("onboarding", "1", "1"),
+                (onboarding("1"), None, "1"),
+                (onboarding("3"), None, "3"),
+                ("onboarding", None, "2"),
+            ]
+            for workflow, version, expected in cases:
+                await client.start(workflow, patient, version=version)
+                assert world.start()[0].version == expected
+            with pytest.raises(VersionConflict):
+                await client.start(onboarding("1", step="changed"), patient)
+            with pytest.raises(UnknownWorkflow, match="version '9' of workflow 'onboarding'"):
+                await client.start("onboarding", patient, version="9")
+            with pytest.raises(UnknownWorkflow, match="registered: onboarding"):
+                await client.start("nobody", patient)
+
+    run(test)
+
+
+@pytest.mark.parametrize("value", [{}, {"patient_id": 5}, {"patient_id": "p", "age": 2**64}, None, "p"])
+def test_a_wrong_input_is_refused_before_anything_is_sent(value: Any) -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            await client.register(onboarding())
+            for workflow in (onboarding(), "onboarding"):
+                with pytest.raises(InputInvalid):
+                    await client.start(workflow, value)
+        assert world.events() == []
+
+    run(test)
+
+
+def test_limits_of_input_and_key() -> None:
+    async def test(world: World) -> None:
+        async with world.client(input=100) as client:
+            await client.register(onboarding())
+            frame = len(json.dumps({"patient_id": "", "age": 0}, separators=(",", ":")))
+            await client.start(onboarding(), {"patient_id": "x" * (100 - frame)})
+            with pytest.raises(InputInvalid, match="101 bytes"):
+                await client.start(onboarding(), {"patient_id": "x" * (101 - frame)})
+            await client.start("onboarding", {"patient_id": "p\0"}, key="k" * MAX_KEY)
+            for key in ("", "k" * (MAX_KEY + 1), "\ud800"):
+                with pytest.raises(InputInvalid):
+                    await client.start("onboarding", {"patient_id": "p"}, key=key)
+        assert len(world.events()) == 2
+
+    run(test)
+
+
+def test_the_ways_an_execution_ends() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            waiting = asyncio.create_task(handle.result())
+            await world.reply("completed", output={"ok": [1, None]})
+            assert await waiting == {"ok": [1, None]}
+            assert await handle.result() == {"ok": [1, None]}
+
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            await world.reply("failed", errors={"create": {"kind": "ValueError", "message": "no"}})
+            with pytest.raises(ExecutionFailed, match="step create: ValueError: no") as failed:
+                await handle.result()
+            assert failed.value.errors["create"]["kind"] == "ValueError"
+            assert failed.value.execution == handle.id
+
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            await world.reply("cancelled", reason="by hand")
+            with pytest.raises(ExecutionCancelled, match="by hand"):
+                await handle.result()
+
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            await world.reply("refused", reason="unknown definition")
+            with pytest.raises(ExecutionRefused, match="unknown definition"):
+                await handle.result()
+
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            with pytest.raises(ResultTimeout):
+                await handle.result(timeout=0.1)
+            with pytest.raises(TimeoutError):
+                await handle.result(timeout=0)
+
+    run(test)
+
+
+def test_replies_of_others_and_broken_ones_are_passed_over() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            start, record = world.start()
+            assert start.reply is not None
+            mine = (start.reply.key or "").encode()
+            stranger = ExecutionEnded(execution=handle.id, run=record.offset, status="failed")
+            await world.log.producer().send(
+                [
+                    Record(TOPICS.replies, b"somebody else", encode_message(stranger), start.reply.partition),
+                    Record(TOPICS.replies, mine, b"\xff", start.reply.partition),
+                    Record(TOPICS.replies, mine, None, start.reply.partition),
+                ]
+            )
+            await world.reply("completed", output=1)
+            assert await handle.result() == 1
+
+    run(test)
+
+
+def test_a_reply_that_retention_overtook_does_not_stop_the_reading() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            start, _ = world.start()
+            assert start.reply is not None
+            noise = [Record(TOPICS.replies, b"x", b"{}", start.reply.partition)] * 50
+            await world.log.producer().send(noise)
+            world.log.delete_before(TOPICS.replies, start.reply.partition, 50)
+            await world.reply("completed", output=2)
+            assert await handle.result() == 2
+
+    run(test)
+
+
+def test_the_audit_answers_where_no_reply_comes() -> None:
+    async def test(world: World) -> None:
+        async with world.client(world.audit) as client:
+            handle = await client.start(onboarding(), {"patient_id": "p"}, key="k")
+            start, record = world.start()
+            ended = ExecutionEnded(execution=start.execution, run=2, status="completed", output="earlier")
+            world.audit.seen[start.execution, record.offset] = StartSeen(2, existed=True)
+            world.audit.ends[start.execution, 2] = ended
+            assert await handle.result() == "earlier"
+            assert await (await client.handle(start.execution)).result() == "earlier"
+            world.audit.down = True
+            other = await client.start(onboarding(), {"patient_id": "p"})
+            await world.reply("completed", output="by reply")
+            assert await other.result() == "by reply"
+
+    run(test)
+
+
+def test_the_end_of_an_earlier_run_of_the_key_is_not_the_answer() -> None:
+    async def test(world: World) -> None:
+        async with world.client(world.audit) as client:
+            first = await client.start(onboarding(), {"patient_id": "p"}, key="k")
+            second = await client.start(onboarding(), {"patient_id": "p"}, key="k")
+            start, record = world.start()
+            assert first.start is not None
+            await world.reply("completed", run=first.start, output="old")
+            assert await first.result() == "old"
+            with pytest.raises(ResultTimeout):
+                await second.result(timeout=0.7)
+            world.audit.seen[start.execution, record.offset] = StartSeen(record.offset)
+            with pytest.raises(ResultTimeout):
+                await second.result(timeout=0.7)
+            await world.reply("completed", output="new")
+            assert await second.result() == "new"
+
+    run(test)
+
+
+def test_if_exists_fail_tells_a_new_execution_from_one_that_was_there() -> None:
+    async def test(world: World) -> None:
+        async with world.client(world.audit) as client:
+            await client.register(onboarding())
+            execution = keyed_execution_id("onboarding", "k")
+
+            async def start() -> Any:
+                return await client.start("onboarding", {"patient_id": "p"}, key="k", if_exists="fail")
+
+            world.audit.seen[execution, 0] = StartSeen(0)
+            assert (await start()).id == execution
+            world.audit.seen[execution, 1] = StartSeen(0, existed=True)
+            with pytest.raises(ExecutionExists) as exists:
+                await start()
+            assert not exists.value.conflict
+            world.audit.seen[execution, 2] = StartSeen(0, existed=True, conflict=True)
+            with pytest.raises(ExecutionExists, match="another input"):
+                await start()
+
+    run(test)
+
+
+def test_cancel_names_who_and_why() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            await handle.cancel("not wanted")
+            record = world.events()[-1]
+            assert parse(CancelExecution, decode_object(record.value)) == CancelExecution(
+                execution=handle.id, actor="user:test", reason="not wanted"
+            )
+            assert record[:2] == world.events()[0][:2]
+            await client.cancel(f"{handle.id}.2", "a retry", actor="user:ops")
+            assert world.events()[-1].key == handle.id.encode()
+            for wrong in ("", "p-17", handle.id + ".0"):
+                with pytest.raises(InputInvalid):
+                    await client.cancel(wrong, "")
+
+    run(test)
+
+
+def test_a_log_without_topics_is_told_with_the_remedy() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            await client.register(onboarding())
+            world.log.delete_topic(TOPICS.events)
+            with pytest.raises(NotSent, match="flowpilot setup"):
+                await client.start("onboarding", {"patient_id": "p"})
+
+    run(test)
+
+
+def test_handles_that_nobody_holds_are_forgotten() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            for _ in range(50):
+                await client.start(onboarding(), {"patient_id": "p"})
+            gc.collect()
+            assert len(client._replies._inboxes) == 0
+
+    run(test)
+
+
+def test_the_blocking_client_is_the_same() -> None:
+    world = World()
+    with BlockingClient(world.client) as client:
+        handle = client.start(onboarding(), {"patient_id": "p"})
+        client.call(lambda: world.reply("completed", output=7))
+        assert handle.result(timeout=5) == 7
+        handle.cancel("over")
+        client.cancel(handle.id, "again")
+        assert not client.register(onboarding())
+        with pytest.raises(ResultTimeout):
+            client.start("onboarding", {"patient_id": "p"}).result(timeout=0.05)
+    client.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.start("onboarding", {"patient_id": "p"})
+    with pytest.raises(ZeroDivisionError), BlockingClient(lambda: 1 / 0):  # type: ignore[arg-type, return-value]
+        pass
