@@ -84,10 +84,8 @@ def run(services: LocalServices, data: Path, options: argparse.Namespace, consol
     differences = [] if ended else [f"{len(keys) - len(watcher.ended)} executions did not end within {PATIENCE} s"]
     wait_for(lambda: not compare(watcher, keys, services.database_url), 30)
     differences += compare(watcher, keys, services.database_url)
-    console.print(
-        f"{len(watcher.ended)} executions, {sum(len(chain.events) for chain in watcher.runs.values())} history events, "
-        f"{watcher.repeated} of them sent more than once"
-    )
+    told = told_events(watcher)
+    console.print(f"{len(watcher.ended)} executions, {told} history events, {watcher.repeated} sent more than once")
     watcher.close()
     return differences
 
@@ -96,14 +94,14 @@ def kill(system: LocalSystem, watcher: HistoryWatcher, role: str, turn: str, con
     if not wait_for(lambda: watcher.live() >= MIN_LIVE and system.supervisor.pid(role) is not None):
         raise SystemExit(f"kill-loop: fewer than {MIN_LIVE} executions live for {PATIENCE} s")
     ready = system.times_ready(role)
-    live, events = watcher.live(), sum(len(chain.events) for chain in list(watcher.runs.values()))
+    live, events = watcher.live(), told_events(watcher)
     system.supervisor.kill(role)
     killed = time.monotonic()
     if not wait_for(lambda: system.times_ready(role) > ready):
         raise SystemExit(f"kill-loop: {role} was not ready again within {PATIENCE} s")
     back = time.monotonic() - killed
     # Under way again: new facts since the kill, whoever was killed.
-    if not wait_for(lambda: sum(len(chain.events) for chain in list(watcher.runs.values())) > events + MIN_LIVE):
+    if not wait_for(lambda: told_events(watcher) > events + MIN_LIVE):
         raise SystemExit(f"kill-loop: nothing happened for {PATIENCE} s after {role} was killed")
     console.print(f"{turn} kill -9 {role:<9} with {live:4} live; ready again after {back:4.1f} s")
 
@@ -133,6 +131,10 @@ def compare(watcher: HistoryWatcher, keys: set[str], database_url: str) -> list[
     if (completed, steps) != (len(keys), 3 * len(keys)):
         differences.append(f"PostgreSQL has {completed} completed executions and {steps} steps of {len(keys)} keys")
     return differences
+
+
+def told_events(watcher: HistoryWatcher) -> int:
+    return sum(len(chain.events) for chain in list(watcher.runs.values()))
 
 
 def one(cursor: psycopg2.extensions.cursor) -> int:
