@@ -15,6 +15,7 @@ from flowpilot.local.supervisor import Supervisor, terminate_cleanly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m flowpilot.local",
         description="Apache Kafka and PostgreSQL for this machine only, without containers.",

@@ -15,6 +15,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
+    """Ask for the death signal, become the user, run the program: argv is parent pid, signal, uid, gid, program."""
     parent, death_signal, uid, gid = (int(number) for number in arguments[:4])
     program = arguments[4:]
     if sys.platform == "linux":
