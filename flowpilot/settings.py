@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     )
     worker_concurrency: int = Field(default=16, ge=1, le=1_000, description="handlers that run at once in a worker")
     batch_size: int = Field(default=500, ge=1, le=5_000, description="records that the engine folds at once")
+    actor: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, description="who asks, in the audit record; unset: the user's name"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="warning", description="what is logged")
     log_format: Literal["console", "json"] = Field(default="console", description="how it is logged")
 

@@ -31,7 +31,7 @@ class Client(ConnectedClient):
         definitions = LogDefinitions(self._producer, self._reader, settings.topics.definitions)
         audit = _audit_view(settings)
         connection = Connection(settings.topics, settings.limits, self._producer, self._reader, definitions, audit)
-        super().__init__(connection, actor=actor)
+        super().__init__(connection, actor=actor or settings.actor)
 
     @classmethod
     def blocking(cls, settings: Settings | None = None, *, actor: str | None = None) -> BlockingClient:

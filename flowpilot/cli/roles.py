@@ -21,14 +21,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def setup(output: Output = Format.TABLE) -> None:
-    """Create FlowPilot's topics and tables, or mend them. Running it again is harmless.
+    """Create topics and tables, or mend them.
 
     \b
     Examples:
       flowpilot setup
       FLOWPILOT_EVENT_PARTITIONS=4 flowpilot setup        the count is fixed for life: a changed one is refused
 
-    Needs Kafka (FLOWPILOT_BOOTSTRAP_SERVERS) and PostgreSQL (FLOWPILOT_DATABASE_URL).
+    Running it again is harmless. Needs Kafka (FLOWPILOT_BOOTSTRAP_SERVERS) and PostgreSQL (FLOWPILOT_DATABASE_URL).
     """
     from flowpilot.app.setup import setup as run_setup
     from flowpilot.settings import load_settings
@@ -47,7 +47,7 @@ def setup(output: Output = Format.TABLE) -> None:
 
 
 def engine() -> None:
-    """Run one engine process: it keeps the executions' state and decides what happens next.
+    """Run an engine: it keeps state and decides what is next.
 
     \b
     Examples:
@@ -64,7 +64,7 @@ def engine() -> None:
 
 
 def router() -> None:
-    """Run one router process: it starts an execution for each trigger record.
+    """Run a router: it starts an execution for each trigger record.
 
     \b
     Examples:
@@ -96,13 +96,15 @@ def worker(
         int | None, typer.Option("--concurrency", "-c", min=1, help="Handlers that run at once.", metavar="N")
     ] = None,
 ) -> None:
-    """Run one worker process: it runs the steps of WORKFLOW, whose definition it registers.
+    """Run a worker: it runs the steps of WORKFLOW.
 
     \b
     Examples:
       flowpilot worker examples/patient_onboarding.py:onboarding
       flowpilot worker shop.flows:orders shop.flows:returns --concurrency 32
       flowpilot worker shop.flows:orders --queue notify   only the steps of this queue
+
+    It registers the workflow's definition, which becomes the current version if there is none yet.
     """
     import asyncio
 
@@ -124,13 +126,13 @@ def worker(
 
 
 def audit() -> None:
-    """Run one audit writer: it copies the history to PostgreSQL, in order and exactly once.
+    """Run an audit writer: it copies the history to PostgreSQL.
 
     \b
     Examples:
       flowpilot audit
 
-    Executions do not wait for it: after a pause it catches up.
+    In order and exactly once. Executions do not wait for it: after a pause it catches up.
     """
     import asyncio
 

@@ -33,7 +33,8 @@ class Defined(Protocol):
 
 
 class ConnectedClient:
-    """A client over given ports, used on one event loop. `actor` stands in the audit as who asked."""
+    """A client over given ports, used on one event loop. `actor` stands in the audit as who asked
+    (unless given, the user's name)."""
 
     def __init__(self, connection: Connection, *, actor: str | None = None) -> None:
         self._connection = connection

@@ -1,0 +1,257 @@
+"""`flowpilot execution start|list|show|cancel|verify`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flowpilot.cli.failures import CommandFailed, Exit
+from flowpilot.cli.output import Format, Output, record, rows, say, table, value
+
+if TYPE_CHECKING:
+    from flowpilot.authoring import Workflow
+    from flowpilot.settings import Settings
+
+app = typer.Typer(
+    name="execution",
+    help="Start executions, look at them, cancel them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+ExecutionId = Annotated[str, typer.Argument(help="The execution's id.", metavar="ID")]
+
+
+@app.command()
+def start(
+    workflow: Annotated[str, typer.Argument(help="A registered name, or MODULE:WORKFLOW.", metavar="WORKFLOW")],
+    input: Annotated[
+        str | None, typer.Option("--input", "-i", help="JSON, @file, or - for stdin.", metavar="JSON")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", "-k", help="The same key, the same execution.", metavar="KEY")
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", help="Not the current version but this one.", metavar="VERSION")
+    ] = None,
+    if_exists: Annotated[
+        str, typer.Option("--if-exists", help="What to do if the key has one: return or fail.", metavar="WHAT")
+    ] = "return",
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the end and print the output.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0, help="Wait at most so long.", metavar="SECONDS")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Start an execution of WORKFLOW and print its id; with --wait, its output as JSON.
+
+    \b
+    Examples:
+      flowpilot execution start patient-onboarding --input '{"patient_id": "p-17"}'
+      flowpilot execution start patient-onboarding --input @patient.json --key p-17 --wait --timeout 60
+      jq -c .patient backup.json | flowpilot execution start patient-onboarding --input - --wait
+
+    With --wait the exit code tells the end: 0 completed, 3 failed, 4 not in time, 5 cancelled.
+    """
+    from flowpilot.settings import load_settings
+
+    if if_exists not in ("return", "fail"):
+        raise CommandFailed(f"--if-exists takes return or fail, not {if_exists!r}", Exit.USAGE)
+    settings = load_settings()
+    wanted: str | Workflow = workflow
+    if ":" in workflow:
+        from flowpilot.cli.loading import load_workflow
+
+        wanted = load_workflow(workflow)
+    given = _read_input(input)
+    asyncio.run(
+        _start(settings, wanted, given, key, version, if_exists, wait or timeout is not None, timeout, output)
+    )
+
+
+async def _start(
+    settings: Settings,
+    workflow: str | Workflow,
+    given: Any,
+    key: str | None,
+    version: str | None,
+    if_exists: Any,
+    wait: bool,
+    timeout: float | None,
+    output: Format,
+) -> None:
+    from flowpilot.app.client import Client
+
+    async with Client(settings) as client:
+        handle = await client.start(workflow, given, key=key, version=version, if_exists=if_exists)
+        if not wait:
+            if output is Format.TABLE:
+                print(handle.id)
+            else:
+                record({"execution": handle.id}, output)
+            return
+        say(f"execution {handle.id}")
+        result = await handle.result(timeout)
+    if output is Format.TABLE:
+        value(result)
+    else:
+        record({"execution": handle.id, "status": "completed", "output": result}, output)
+
+
+def _read_input(given: str | None) -> Any:
+    from flowpilot_schemas.codec import BadRecord, decode
+
+    if given is None:
+        return None
+    if given == "-":
+        data, where = sys.stdin.buffer.read(), "stdin"
+    elif given.startswith("@"):
+        where = given[1:]
+        try:
+            data = Path(where).read_bytes()
+        except OSError as error:
+            raise CommandFailed(f"the input file {where} cannot be read: {error.strerror}", Exit.USAGE) from error
+    else:
+        data, where = given.encode(errors="surrogateescape"), "--input"
+    try:
+        return decode(data)
+    except BadRecord as bad:
+        hint = "; write JSON, @file or -" if where == "--input" else ""
+        raise CommandFailed(f"{where}: {bad.detail}{hint}", Exit.USAGE) from bad
+
+
+@app.command("list")
+def list_executions(
+    status: Annotated[
+        str | None, typer.Option("--status", "-s", help="Only these: running, failed, …", metavar="STATUS")
+    ] = None,
+    workflow: Annotated[
+        str | None, typer.Option("--workflow", help="Only of this workflow.", metavar="NAME")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", "-k", help="Only with this key.", metavar="KEY")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000, help="At most so many.")] = 20,
+    output: Output = Format.TABLE,
+) -> None:
+    """The newest executions first.
+
+    \b
+    Examples:
+      flowpilot execution list
+      flowpilot execution list --status failed --workflow patient-onboarding
+      flowpilot execution list --limit 1000 -o jsonl | jq -r .execution
+
+    It reads the audit record, which follows the executions by a moment.
+    """
+    from flowpilot.app import executions
+    from flowpilot.settings import load_settings
+
+    if status is not None and status not in executions.STATUSES:
+        raise CommandFailed(f"--status takes one of {', '.join(executions.STATUSES)}, not {status!r}", Exit.USAGE)
+    found = executions.list_executions(load_settings(), status=status, workflow=workflow, key=key, limit=limit)
+    columns = ("execution", "workflow", "version", "status", "steps", "key", "started_at", "finished_at")
+    rows(found, columns, output, empty="no executions")
+
+
+@app.command()
+def show(
+    execution: ExecutionId,
+    run: Annotated[int | None, typer.Option("--run", help="An earlier run of the same key.", metavar="RUN")] = None,
+    history: Annotated[bool, typer.Option("--history", help="Its history events as well.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """One execution with its steps, attempts and errors.
+
+    \b
+    Examples:
+      flowpilot execution show 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11
+      flowpilot execution show 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11 --history
+      flowpilot execution show 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11 -o json
+    """
+    from flowpilot.app import executions
+    from flowpilot.settings import load_settings
+
+    found = executions.show_execution(load_settings(), execution, run=run)
+    if found is None:
+        which = f"run {run} of execution {execution}" if run is not None else f"execution {execution}"
+        raise CommandFailed(
+            f"the audit does not know {which}; `flowpilot execution list` shows those it knows", Exit.NOT_FOUND
+        )
+    events = found["history"]
+    if not history:
+        del found["history"]
+    if output is not Format.TABLE:
+        record(found, output)
+        return
+    tasks = found.pop("tasks")
+    found.pop("history", None)
+    record({name: content for name, content in found.items() if content not in (None, [], {})}, output)
+    if tasks:
+        print()
+        table(tasks, ("step", "status", "attempt", "ready_at", "finished_at", "worker_id", "error"))
+    if history:
+        print()
+        common = ("v", "type", "execution", "run", "seq", "at", "cause", "step", "attempt")
+        listed = [
+            {**event, "detail": {name: content for name, content in event.items() if name not in common} or None}
+            for event in events
+        ]
+        table(listed, ("seq", "at", "type", "step", "attempt", "detail"))
+
+
+@app.command()
+def cancel(
+    execution: ExecutionId,
+    reason: Annotated[
+        str, typer.Option("--reason", "-r", help="Why; it stands in the audit record.", metavar="TEXT")
+    ],
+) -> None:
+    """Cancel an execution: steps that wait are not begun, handlers that run are told.
+
+    \b
+    Examples:
+      flowpilot execution cancel 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11 --reason "registered twice"
+
+    Who asked (your user name, or FLOWPILOT_ACTOR) and why stand in the audit record.
+    """
+    from flowpilot.app.client import Client
+    from flowpilot.settings import load_settings
+
+    async def ask() -> None:
+        async with Client(load_settings()) as client:
+            await client.cancel(execution, reason)
+
+    asyncio.run(ask())
+    say(f"asked to cancel {execution}; `flowpilot execution show {execution}` shows what came of it")
+
+
+@app.command()
+def verify(
+    execution: Annotated[
+        str | None, typer.Argument(help="One execution; without it, the whole audit.", metavar="[ID]")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Check the audit record against itself: hash chains, gaps, and every row against the events.
+
+    \b
+    Examples:
+      flowpilot execution verify
+      flowpilot execution verify 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11
+
+    Exit code 0: no difference; 1: there are some, listed on stdout.
+    """
+    from flowpilot.app import executions
+    from flowpilot.settings import load_settings
+
+    settings = load_settings()
+    if execution is not None and executions.show_execution(settings, execution) is None:
+        raise CommandFailed(f"the audit does not know execution {execution}", Exit.NOT_FOUND)
+    found = executions.differences(settings, execution)
+    rows(found, ("execution", "run", "seq", "what"), output, empty="no differences: the audit is sound")
+    if found:
+        say(f"{len(found)} difference{'' if len(found) == 1 else 's'}")
+        raise typer.Exit(Exit.ERROR)

@@ -1,0 +1,91 @@
+"""`flowpilot`: the command line. Heavy modules are imported inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from flowpilot.cli import execution, roles, workflow
+from flowpilot.cli.failures import Exit, report
+
+app = typer.Typer(
+    name="flowpilot",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+_debug = False
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("flowpilot"))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Run workflows on Kafka.
+
+    \b
+    Examples:
+      flowpilot setup                                     create topics and tables
+      flowpilot engine                                    a process each, as many as you like:
+      flowpilot router
+      flowpilot audit
+      flowpilot worker examples/patient_onboarding.py:onboarding
+      flowpilot execution start patient-onboarding --input '{"patient_id": "p-17"}' --wait
+      flowpilot execution list --status failed
+    """
+    global _debug
+    _debug = debug
+
+
+roles.add_to(app)
+app.add_typer(workflow.app)
+app.add_typer(execution.app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point of the console script: never a traceback without `--debug`."""
+    global _debug
+    _debug = "--debug" in (sys.argv if arguments is None else arguments)
+    try:
+        code = app(arguments, prog_name="flowpilot", standalone_mode=False)
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+    except SystemExit:
+        raise
+    except BrokenPipeError:  # `flowpilot … | head`
+        sys.stderr.close()
+        sys.exit(Exit.OK)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the user gets one sentence
+        if _is_usage(error):
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(Exit.USAGE)
+        if type(error).__name__ == "Abort":
+            sys.exit(Exit.INTERRUPTED)
+        if _debug:
+            traceback.print_exception(error)
+        sys.exit(report(error))
+    sys.exit(code if isinstance(code, int) else Exit.OK)
+
+
+def _is_usage(error: BaseException) -> bool:
+    return any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
+
+
+if __name__ == "__main__":
+    main()
