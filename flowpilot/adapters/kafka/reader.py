@@ -19,6 +19,14 @@ from flowpilot.ports.log import Fetched, LogUnavailable
 Result = TypeVar("Result")
 
 _MOST_AT_ONCE = 5_000
+_NO_LEADER_YET = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_PARTITION,
+    }
+)
 
 
 class KafkaReader:
@@ -56,11 +64,23 @@ class KafkaReader:
             if partition not in found.partitions:
                 raise LogUnavailable(f"unknown partition {partition} of {topic}")
             self._known.add(topic)
-        bounds = self._consumer.get_watermark_offsets(ConfluentPartition(topic, partition), timeout=self._timeout)
-        if bounds is None:
-            raise LogUnavailable(f"{topic}/{partition} did not answer within {self._timeout} s")
-        low, high = bounds
-        return low, high
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                bounds = self._consumer.get_watermark_offsets(
+                    ConfluentPartition(topic, partition), timeout=self._timeout
+                )
+            except KafkaException as error:
+                if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() > deadline:
+                    raise
+                # Electing: soon after the topic was made, or its leader died. The list brings the new leader.
+                self._consumer.list_topics(topic, timeout=self._timeout)
+                time.sleep(0.05)
+                continue
+            if bounds is None:
+                raise LogUnavailable(f"{topic}/{partition} did not answer within {self._timeout} s")
+            low, high = bounds
+            return low, high
 
     def _read(self, topic: str, partition: int, start: int, end: int) -> list[Fetched]:
         low, high = self._bounds(topic, partition)
