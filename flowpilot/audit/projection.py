@@ -69,12 +69,10 @@ def _task(changes: Changes, run: RunKey, event: HistoryEvent, *, born: bool = Fa
     row = changes.tasks.get(key)
     if row is None:
         row = changes.tasks[key] = {}
+        changes.attempts[key] = event.attempt or 0
         if born:
             changes.born.add(key)
     row["seq"] = event.seq
-    # Which attempt a step without one is in does not change by this event.
-    if event.attempt is not None:
-        row["attempt"] = event.attempt
     return row
 
 
@@ -148,7 +146,8 @@ def _step_ready(changes: Changes, run: RunKey, event: HistoryEvent) -> None:
     row["status"] = StepStatus.READY.value
     row["ready_at"] = event.at
     if not first:
-        # A new attempt: what the last one left behind is in the history. Its error stays until this one ends.
+        row["attempt"] = event.attempt
+        # What the last one left behind is in the history. Its error stays until this one ends.
         row["started_at"] = row["retry_at"] = None
         row["worker_id"] = row["broker_task_id"] = None
 

@@ -83,6 +83,8 @@ class Changes:
     tasks: dict[TaskKey, Row] = field(default_factory=dict)
     born: set[TaskKey] = field(default_factory=set)
     """Tasks that may have no row yet; the others have one, unless somebody removed it."""
+    attempts: dict[TaskKey, int] = field(default_factory=dict)
+    """Of every task, the attempt to begin with if it has no row; 0 for one that was never tried."""
     parents: dict[RunKey, str] = field(default_factory=dict)
     divergences: list[Divergence] = field(default_factory=list)
 

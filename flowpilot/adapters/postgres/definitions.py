@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.orm import Session
@@ -26,17 +27,19 @@ def apply_definitions(session: Session, changes: Iterable[DefinitionChange]) -> 
 
 def _register(session: Session, change: Registered) -> None:
     definition = change.definition
-    if _stored_hash(session, definition.name, definition.version) is None:
+    if _stored(session, definition.name, definition.version) is None:
         _insert(session, change)
 
 
 def _point(session: Session, change: Pointed) -> None:
-    stored = _stored_hash(session, change.workflow, change.version)
-    # Two may register one version at the same time; the version's own pointer says which it is.
-    if change.definition is not None and (stored is None or (not change.current and stored != change.hash)):
-        if stored is not None:
+    stored = _stored(session, change.workflow, change.version)
+    if change.definition is not None:
+        if stored is None:
+            _insert(session, change.definition)
+        elif not change.current and stored.definition != change.hash:
+            # Two may register one version at the same time; the version's own pointer says which it is.
             _remove(session, Removed(change.workflow, change.version))
-        _insert(session, change.definition)
+            _insert(session, change.definition, is_current=stored.is_current)
     if change.current:
         is_current = Workflow.version == change.version
         session.execute(
@@ -56,11 +59,19 @@ def _remove(session: Session, change: Removed) -> None:
     session.execute(delete(Workflow).where(condition))
 
 
-def _stored_hash(session: Session, name: str, version: str) -> str | None:
-    return session.scalar(select(Workflow.definition).where(Workflow.name == name, Workflow.version == version))
+class _Stored(NamedTuple):
+    definition: str
+    is_current: bool
 
 
-def _insert(session: Session, change: Registered) -> None:
+def _stored(session: Session, name: str, version: str) -> _Stored | None:
+    row = session.execute(
+        select(Workflow.definition, Workflow.is_current).where(Workflow.name == name, Workflow.version == version)
+    ).one_or_none()
+    return None if row is None else _Stored(*row)
+
+
+def _insert(session: Session, change: Registered, *, is_current: bool = False) -> None:
     definition = change.definition
     workflow_id = session.scalars(
         insert(Workflow).returning(Workflow.id),
@@ -70,6 +81,7 @@ def _insert(session: Session, change: Registered) -> None:
             "definition": change.hash,
             "description": definition.description,
             "body": definition.model_dump(mode="json"),
+            "is_current": is_current,
             "registered_at": datetime.fromtimestamp(change.at / 1000, UTC),
         },
     ).one()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import orjson
 import sqlalchemy
 from sqlalchemy.exc import ArgumentError
 
@@ -48,4 +49,11 @@ def connect(url: str, *, application: str = "flowpilot", options: str = "", **mo
             "FLOWPILOT_DATABASE_URL cannot be used: it should look like postgresql://user@host:5432/database"
         ) from None
     arguments = {**_CONNECT, "application_name": application, "options": f"-c timezone=UTC {options}".strip()}
-    return sqlalchemy.create_engine(address, connect_args=arguments, **more)
+    return sqlalchemy.create_engine(
+        address,
+        connect_args=arguments,
+        json_serializer=lambda value: orjson.dumps(value).decode(),
+        # jsonb writes 1e300 with all its digits: those are a float again, as they were.
+        json_deserializer=orjson.loads,
+        **more,
+    )

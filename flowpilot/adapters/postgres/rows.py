@@ -76,7 +76,8 @@ def write_rows(connection: Connection, changes: Changes, known: Known) -> None:
     for task_key, row in changes.tasks.items():
         row_id = ids.get(RunKey(task_key.execution, task_key.run))
         if row_id is not None:
-            (born if task_key in changes.born else changed).add((row_id, task_key.step), row)
+            key = (row_id, task_key.step, changes.attempts[task_key])
+            (born if task_key in changes.born else changed).add(key, row)
     for shape, (keys, rows) in changed.groups.items():
         if _update_tasks(connection, changed, shape, keys, rows) < len(rows):
             _upsert_tasks(connection, changed, shape, keys, rows)
@@ -170,7 +171,7 @@ def _link_parents(connection: Connection, parents: Mapping[RunKey, str], ids: Ma
     )
 
 
-_TASK_KEY = (("row_id", "bigint"), ("step_name", "text"))
+_TASK_KEY = (("row_id", "bigint"), ("step_name", "text"), ("first_attempt", "integer"))
 
 
 def _update_tasks(
@@ -200,8 +201,8 @@ def _upsert_tasks(
     settings = ", ".join(f'"{name}" = EXCLUDED."{name}"' for name in shape)
     names = "".join(f', "{name}"' for name in shape)
     values = "".join(f', x."{name}"' for name in shape)
-    if "attempt" not in shape:  # a skipped step never had one
-        names, values = f"{names}, attempt", f"{values}, 0"
+    if "attempt" not in shape:
+        names, values = f"{names}, attempt", f"{values}, x.first_attempt"
     run(
         connection,
         f"""
@@ -217,5 +218,5 @@ def _upsert_tasks(
     )
 
 
-def _task_keys(keys: Sequence[tuple[Any, ...]]) -> tuple[str, str]:
-    return literal("bigint", [key[0] for key in keys]), literal("text", [key[1] for key in keys])
+def _task_keys(keys: Sequence[tuple[Any, ...]]) -> list[str]:
+    return [literal(kind, values) for (_, kind), values in zip(_TASK_KEY, zip(*keys, strict=True), strict=True)]

@@ -1,0 +1,431 @@
+"""The audit store on real PostgreSQL: what is written, what is compared, and what never changes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+from flowpilot.adapters.postgres import rows
+from flowpilot.adapters.postgres.bulk import TASK_TYPES, Shapes
+from flowpilot.adapters.postgres.store import PostgresAuditStore
+from flowpilot.audit.projection import project
+from flowpilot.core.dead_letters import dead_letter
+from flowpilot.ports.audit import (
+    Advance,
+    Batch,
+    BatchRefused,
+    Divergence,
+    Letter,
+    Outrun,
+    Pointed,
+    Position,
+    Removed,
+    Row,
+    StoreUnavailable,
+    StoreUnusable,
+)
+from flowpilot.ports.log import Fetched, TopicPartition
+from flowpilot_schemas.definition import WorkflowDefinition
+from tests.audit_history import DEFINITION, EPOCH, Chain, completed, event, events, retry_of
+from tests.audit_world import PLACE, REGISTERED, AuditWorld, statements
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[AuditWorld]:
+    made = AuditWorld(database_url)
+    yield made
+    made.close()
+
+
+def test_a_history_is_stored_byte_by_byte_with_its_rows(world: AuditWorld) -> None:
+    history = completed(run=3)
+    world.write(events(history), definitions=[REGISTERED])
+    assert [bytes(body) for body in world.ask("SELECT body FROM audit_event ORDER BY seq")] == [
+        record.value for record in history.records
+    ]
+    assert world.one("SELECT status, run, seq, output, origin_offset, key FROM workflow_execution") == (
+        "completed", 3, len(history.records), {"ok": True}, 3, "k-3",
+    )  # fmt: skip
+    tasks = world.ask(
+        "SELECT t.step_name, t.status, t.attempt, s.step_order FROM task_execution t "
+        "JOIN step s ON s.id = t.step_id ORDER BY s.step_order"
+    )
+    assert tasks == [
+        ("create", "completed", 1, 0), ("otp", "completed", 2, 1), ("mail", "completed", 1, 2),
+        ("activate", "completed", 1, 3),
+    ]  # fmt: skip
+    assert world.differences() == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_batches_of_any_size_lead_to_the_same_rows(world: AuditWorld, size: int) -> None:
+    found = events(completed(1), completed(2))
+    for start in range(0, len(found), size):
+        world.write(found[max(0, start - 2) : start + size])  # each batch brings the last two events again
+    assert world.one("SELECT count(*) FROM audit_event") == len(found)
+    assert world.queries.status_counts() == {"completed": 2}
+    assert world.queries.divergences() == []
+    assert world.differences() == []
+
+
+def test_every_kind_of_end_agrees_with_its_events(world: AuditWorld) -> None:
+    failed, cancelled, refused = Chain(run=1), Chain(run=2), Chain(run=3)
+    failed.started()
+    failed("StepFailed", step="create", attempt=1, error={"kind": "input_too_large", "message": "x"})
+    failed("StepSkipped", step="otp", because_of="create")
+    failed("ExecutionFailed", errors={"create": {"kind": "input_too_large"}}, reason="no")
+    cancelled.started(key="a\0b", created_by='quo"te\\{},NULL')
+    cancelled("StepReady", step="create", attempt=1, queue="q")
+    cancelled("StepStarted", step="create", attempt=1, started_at="2026-01-01T00:00:00+02:00")
+    cancelled("StepCancelled", step="create", attempt=1)
+    cancelled("ExecutionCancelled", actor="me", reason="␀\0'%s")
+    refused("StartRefused", workflow="w", version="9", definition="d", reason="unknown_definition", detail="none")
+    for found in events(failed, cancelled, refused):
+        world.write([found])
+    assert world.queries.status_counts() == {"failed": 1, "cancelled": 1, "refused": 1}
+    assert world.one("SELECT key, created_by, reason FROM workflow_execution WHERE status = 'cancelled'") == (
+        "a␀b", 'quo"te\\{},NULL', "␀␀'%s",
+    )  # fmt: skip
+    assert world.ask("SELECT step_name, attempt, status FROM task_execution ORDER BY 1, 2") == [
+        ("create", 1, "failed"), ("create", 1, "cancelled"), ("otp", 0, "skipped"),
+    ]  # fmt: skip
+    assert world.differences() == []
+
+
+@pytest.mark.parametrize(
+    "output",
+    [{"a": "\0", "\0": 1}, 1e300, -0.0, 2**63 - 1, "\ud7ff\uffff𝄞", '\\"{},NULL', [[["\\u0000"]]], False, ""],
+)
+def test_outputs_of_all_sorts(world: AuditWorld, output: object) -> None:
+    history = Chain()
+    history.started()
+    history.step("create", output=output)
+    history("ExecutionCompleted", output=output)
+    world.write(events(history))
+    assert world.differences() == []
+
+
+def test_the_same_event_with_other_bytes_is_a_divergence_and_changes_nothing(world: AuditWorld) -> None:
+    history = completed()
+    world.write(events(history))
+    forged = Chain(history.execution)
+    forged.started(created_by="somebody else")
+    world.write([event(forged.records[0])])
+    [divergence] = world.queries.divergences()
+    assert (divergence.reason, divergence.seq, divergence.body) == ("conflict", 1, forged.records[0].value)
+    assert world.differences() == []
+
+
+def test_two_versions_of_an_event_in_one_batch(world: AuditWorld) -> None:
+    history, forged = Chain(), Chain()
+    forged.execution = history.execution
+    history.started()
+    forged.started(created_by="somebody else")
+    world.write([*events(history), *events(forged)])
+    assert [item.reason for item in world.queries.divergences()] == ["conflict"]
+    assert world.differences() == []
+
+
+def test_gaps_and_broken_chains_are_divergences(world: AuditWorld) -> None:
+    history, other = completed(1), completed(2)
+    world.write(events(history)[:3])
+    world.write(events(history)[4:])
+    world.write(events(other)[:1])
+    world.write([events(other)[1]._replace(prev=b"x" * 32)])
+    assert [(item.reason, item.run, item.seq) for item in world.queries.divergences()] == [
+        ("gap", 1, 5), ("broken_chain", 2, 2),
+    ]  # fmt: skip
+    assert {(item.run, item.seq) for item in world.differences() if item.seq} == {(1, 5), (2, 2)}
+
+
+def test_events_of_a_deleted_execution_do_not_bring_it_back(world: AuditWorld) -> None:
+    found = events(completed())
+    world.write(found[:3])
+    world.ask("DELETE FROM workflow_execution")
+    world.write(found[3:])
+    assert world.one("SELECT count(*) FROM audit_event") == len(found)
+    assert (
+        world.one("SELECT (SELECT count(*) FROM workflow_execution) + (SELECT count(*) FROM task_execution)") == 0
+    )
+    assert [item.what for item in world.differences()] == ["there is no row"]
+
+
+@pytest.mark.parametrize(
+    "sql", ["UPDATE audit_event SET type = 'x'", "DELETE FROM audit_event", "TRUNCATE audit_event"]
+)
+def test_audit_events_are_append_only(world: AuditWorld, sql: str) -> None:
+    world.write(events(completed()))
+    with pytest.raises(DBAPIError, match="append only"):
+        world.ask(sql)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "what"),
+    [
+        ("UPDATE audit_event SET body = body || ' ' WHERE seq = 3", "hash_mismatch"),
+        ("UPDATE audit_event SET type = 'StepSkipped' WHERE seq = 2", "its columns"),
+        ("DELETE FROM audit_event WHERE seq = 4", "gap"),
+        ("DELETE FROM audit_event", "there is a row but no event"),
+        ("UPDATE workflow_execution SET status = 'failed'", "execution.status is 'failed' instead of 'completed'"),
+        ("UPDATE task_execution SET output = '1' WHERE step_name = 'mail'", "task mail.output is 1 instead of"),
+        ("DELETE FROM task_execution WHERE step_name = 'otp'", "task otp has no row"),
+        ("DELETE FROM workflow_execution", "there is no row"),
+        (
+            "INSERT INTO task_execution (workflow_execution_id, step_name, status, attempt, seq) "
+            "SELECT id, 'x', 'ready', 1, 1 FROM workflow_execution",
+            "task x has a row but no event",
+        ),
+    ],
+)
+def test_verify_finds_what_was_tampered_with(world: AuditWorld, tamper: str, what: str) -> None:
+    world.write(events(completed()))
+    assert world.differences() == []
+    world.ask("ALTER TABLE audit_event DISABLE TRIGGER append_only")
+    world.ask(tamper)
+    assert any(what in item.what for item in world.differences()), world.differences()
+
+
+# Relations
+
+
+def test_deleting_a_workflow_keeps_its_executions(world: AuditWorld) -> None:
+    world.write(events(completed()), definitions=[REGISTERED])
+    assert world.one("SELECT count(*) FROM step_dependency") == 4
+    world.ask("DELETE FROM workflow")
+    assert world.one("SELECT (SELECT count(*) FROM step) + (SELECT count(*) FROM step_dependency)") == 0
+    assert world.one("SELECT workflow_id, workflow_name, workflow_version FROM workflow_execution") == (
+        None, "onboarding", "1",
+    )  # fmt: skip
+    assert world.ask("SELECT step_id, step_name FROM task_execution ORDER BY 2") == [
+        (None, "activate"), (None, "create"), (None, "mail"), (None, "otp"),
+    ]  # fmt: skip
+
+
+def test_deleting_an_execution_deletes_its_tasks_and_leaves_its_retries(world: AuditWorld) -> None:
+    first = completed(run=1)
+    retry = retry_of(first, 1, run=40)
+    again = retry_of(first, 2, run=50)
+    world.write(events(first, retry, again))
+    detail = world.queries.show_execution(first.execution)
+    assert detail is not None
+    assert [row.execution_id for row in detail.execution.retries] == [retry.execution]
+    assert world.differences() == []
+    world.ask("DELETE FROM workflow_execution WHERE execution_id = :id", id=first.execution)
+    assert world.one("SELECT count(*) FROM task_execution") == 0
+    children = world.ask("SELECT execution_id, parent_execution_id IS NULL FROM workflow_execution ORDER BY run")
+    assert children == [(retry.execution, True), (again.execution, False)]
+    assert world.one("SELECT count(*) FROM audit_event WHERE execution_id = :id", id=first.execution) > 0
+
+
+def test_a_missing_parent_is_a_stub_until_it_turns_up(world: AuditWorld) -> None:
+    first = completed(run=1)
+    retry = retry_of(first, 1, run=40)
+    world.write(events(retry), definitions=[REGISTERED])
+    assert world.one("SELECT run, status FROM workflow_execution WHERE execution_id = :id", id=first.execution) == (
+        None, "unknown",
+    )  # fmt: skip
+    world.write(events(first))
+    assert world.queries.status_counts() == {"running": 1, "completed": 1}
+    assert world.one("SELECT count(*) FROM workflow_execution WHERE workflow_id IS NULL") == 0
+    assert world.differences() == []
+
+
+def test_a_parent_is_the_newest_run_before_the_retry(world: AuditWorld) -> None:
+    execution = Chain().execution
+    runs = [completed(run=number, execution=execution) for number in (1, 2, 90)]
+    world.write(events(*runs, retry_of(runs[0], 1, run=40)))
+    parent = "SELECT p.run FROM workflow_execution c JOIN workflow_execution p ON p.id = c.parent_execution_id"
+    assert world.one(parent) == 2
+
+
+# Definitions
+
+
+def test_a_definition_that_comes_late_is_linked(world: AuditWorld) -> None:
+    world.write(events(completed()))
+    assert world.one("SELECT workflow_id FROM workflow_execution") is None
+    world.write(definitions=[REGISTERED])
+    assert (
+        world.one("SELECT w.name FROM workflow_execution e JOIN workflow w ON w.id = e.workflow_id") == "onboarding"
+    )
+    assert world.one("SELECT count(*) FROM task_execution WHERE step_id IS NULL") == 0
+    dependencies = world.ask(
+        "SELECT a.name, b.name FROM step_dependency d JOIN step a ON a.id = d.step_id "
+        "JOIN step b ON b.id = d.depends_on_id ORDER BY a.step_order, b.step_order"
+    )
+    assert dependencies == [("otp", "create"), ("mail", "create"), ("activate", "otp"), ("activate", "mail")]
+
+
+def test_pointers_and_tombstones(world: AuditWorld) -> None:
+    second = REGISTERED._replace(definition=_with(version="2"), hash=_with(version="2").hash)
+    world.write(definitions=[REGISTERED, second, Pointed("onboarding", "2", second.hash, True, second)])
+    world.write(definitions=[REGISTERED, second])  # the same again changes nothing
+    versions = "SELECT version, is_current FROM workflow ORDER BY version"
+    assert world.ask(versions) == [("1", False), ("2", True)]
+    world.write(definitions=[Pointed("onboarding", "1", DEFINITION.hash, True, REGISTERED)])
+    assert world.ask(versions) == [("1", True), ("2", False)]
+    world.write(definitions=[Removed(workflow="onboarding", version="2")])
+    assert world.ask(versions) == [("1", True)]
+    world.write(definitions=[Removed(hash=DEFINITION.hash)])
+    assert world.ask(versions) == []
+    world.write(definitions=[Pointed("onboarding", "1", DEFINITION.hash, True, REGISTERED), second])
+    assert world.ask(versions) == [("1", True), ("2", False)]
+    world.write(definitions=[Removed(workflow="onboarding")])
+    assert world.ask(versions) == []
+
+
+def test_of_two_registrations_of_a_version_its_pointer_decides(world: AuditWorld) -> None:
+    other = REGISTERED._replace(definition=_with(description="x"), hash=_with(description="x").hash)
+    history = completed()
+    world.write(events(history), definitions=[REGISTERED, other, Pointed("onboarding", "1", "?", True)])
+    assert world.one("SELECT definition FROM workflow") == REGISTERED.hash
+    world.write(definitions=[Pointed("onboarding", "1", other.hash, False, other)])
+    assert world.one("SELECT definition, description, is_current FROM workflow") == (other.hash, "x", True)
+    assert world.one("SELECT count(*) FROM workflow_execution WHERE workflow_id IS NULL") == 0
+
+
+def _with(**changes: str) -> WorkflowDefinition:
+    return WorkflowDefinition.model_validate({**DEFINITION.model_dump(), **changes})
+
+
+# Positions, and what the store refuses
+
+
+def test_a_writer_that_was_outrun_writes_nothing(world: AuditWorld) -> None:
+    history = completed()
+    world.write(events(history)[:2])
+    zombie = PostgresAuditStore(world.url)
+    late = Batch([Advance(PLACE, "id-1", 0, 1)], events(history)[2:])
+    foreign = Batch([Advance(PLACE, "id-2", 1, 2)], events(history)[2:])
+    unknown = Batch([Advance(TopicPartition("other", 0), "id-1", 0, 1)], events(history)[2:])
+    for batch in (late, foreign, unknown):
+        with pytest.raises(Outrun):
+            asyncio.run(zombie.write(batch, project))
+    asyncio.run(zombie.close())
+    assert world.one("SELECT count(*) FROM audit_event") == 2
+    assert world.one("SELECT next_offset FROM consumer_offset") == 1
+
+
+def test_a_first_position_stays(world: AuditWorld) -> None:
+    asyncio.run(world.store.begin({PLACE: Position("id-9", 5)}))
+    other = TopicPartition("other", 0)
+    assert asyncio.run(world.store.positions([PLACE, other])) == {PLACE: Position("id-1", 0)}
+
+
+def test_a_refused_batch_writes_nothing(world: AuditWorld) -> None:
+    history = Chain()
+    history.started(origin={"topic": 5, "topic_id": "i", "partition": "x", "offset": 1})
+    with pytest.raises(BatchRefused):
+        world.write([*events(completed()), *events(history)])
+    too_long = Chain()
+    too_long.started(key=_incompressible(9_000))
+    with pytest.raises(BatchRefused):
+        world.write(events(too_long))
+    assert (
+        world.one("SELECT (SELECT count(*) FROM audit_event) + (SELECT sum(next_offset) FROM consumer_offset)") == 0
+    )
+
+
+def _incompressible(length: int) -> str:
+    return "".join(hashlib.sha256(str(n).encode()).hexdigest() for n in range(length // 64))
+
+
+def test_a_database_without_tables(database_url: str) -> None:
+    store = PostgresAuditStore(database_url)
+    with pytest.raises(StoreUnusable, match="flowpilot setup"):
+        asyncio.run(store.positions([PLACE]))
+    asyncio.run(store.close())
+
+
+def test_a_server_that_is_not_there() -> None:
+    store = PostgresAuditStore("postgresql://nobody@127.0.0.1:1/x")
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(store.positions([PLACE]))
+    asyncio.run(store.close())
+
+
+def test_a_dead_letter_is_stored_once(world: AuditWorld) -> None:
+    record = Fetched("user", 1, 2, EPOCH, None, b"\x00\xff")
+    letter = Letter(dead_letter(record, "not_json", "no", "router"), EPOCH)
+    other = Letter(dead_letter(record, "not_json", "no", "router", "onboarding"), EPOCH)
+    world.write(letters=[letter, letter, other])
+    world.write(letters=[letter, other])
+    found = world.ask("SELECT workflow, value, key, size, reason FROM dead_letter ORDER BY id")
+    assert [(name, bytes(value), key, size, reason) for name, value, key, size, reason in found] == [
+        (None, b"\x00\xff", None, 2, "not_json"), ("onboarding", b"\x00\xff", None, 2, "not_json"),
+    ]  # fmt: skip
+
+
+def test_a_divergence_is_stored_once(world: AuditWorld) -> None:
+    divergence = Divergence("not_json", "no", "t", 0, 1, key=b"\0", body=b"\xff\0")
+    world.write(divergences=[divergence])
+    world.write(divergences=[divergence])
+    [found] = world.queries.divergences()
+    assert (found.key, found.body) == (b"\0", b"\xff\0")
+
+
+# Only changed columns
+
+
+class EveryColumn(Shapes):
+    """Deliberately wrong: sets every column of a task, changed or not."""
+
+    def add(self, key: tuple[object, ...], row: Row) -> None:
+        if self._types is TASK_TYPES:
+            row = {**dict.fromkeys(("output", "error", "retry_at")), **row}
+        super().add(key, row)
+
+
+def _touched(sent: list[str]) -> dict[str, list[set[str]]]:
+    """The columns that UPDATEs of the current rows set, by table."""
+    found: dict[str, list[set[str]]] = {}
+    for statement in sent:
+        match = re.search(r"(?:UPDATE|INSERT INTO) (\w+_execution)\b.*? SET (.*?) (?:FROM|WHERE)", statement)
+        if match:
+            found.setdefault(match[1], []).append(set(re.findall(r'"?(\w+)"? = ', match[2])))
+    return found
+
+
+def _check_only_changed_columns(world: AuditWorld) -> None:
+    history = Chain()
+    history.started()
+    history("StepReady", step="create", attempt=1, queue="q")
+    world.write(events(history))
+    expected: list[tuple[str, dict[str, object], dict[str, list[set[str]]]]] = [
+        ("StepStarted", {"worker_id": "w"}, {"task_execution": [{"status", "seq", "started_at", "worker_id"}]}),
+        ("CompletionIgnored", {"answer": "x", "reason": "y"}, {}),
+        ("StepCompleted", {"output": 1}, {"task_execution": [{"status", "seq", "finished_at", "output"}]}),
+        ("ExecutionCompleted", {}, {"workflow_execution": [{"status", "seq", "finished_at"}]}),
+    ]
+    for kind, fields, columns in expected:
+        with statements(world.store.engine) as sent:
+            world.write([event(history(kind, step="create", attempt=1, **fields))])
+        assert _touched(sent) == columns, kind
+    assert world.differences() == []
+
+
+def test_updates_touch_only_changed_columns(world: AuditWorld) -> None:
+    _check_only_changed_columns(world)
+
+
+def test_the_check_of_changed_columns_turns_red(world: AuditWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "Shapes", EveryColumn)
+    with pytest.raises(AssertionError):
+        _check_only_changed_columns(world)
+
+
+def test_a_batch_takes_a_constant_number_of_statements(world: AuditWorld) -> None:
+    assert _statements_for(world, 2) == _statements_for(world, 60)
+
+
+def _statements_for(world: AuditWorld, executions: int) -> int:
+    with statements(world.store.engine) as sent:
+        world.write(events(*(completed(run) for run in range(executions))))
+    return len(sent)
