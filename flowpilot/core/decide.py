@@ -9,13 +9,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from flowpilot.core import events as e
-from flowpilot.core.draft import Draft
+from flowpilot.core.clip import clipped, clipped_or_none
+from flowpilot.core.draft import REFUSAL_KEPT_MS, Draft
+from flowpilot.core.inputs import MAX_DEPTH, is_deeper
 from flowpilot.core.retry import NO_HANDLER_PATIENCE_MS, delay_ms, may_retry
 from flowpilot.core.state import Execution
-from flowpilot.core.status import IN_FLIGHT, TERMINAL_EXECUTION, ExecutionStatus, StepStatus
+from flowpilot.core.status import (
+    IN_FLIGHT,
+    TERMINAL_EXECUTION,
+    ExecutionStatus,
+    StepStatus,
+    check_execution,
+)
 from flowpilot_schemas.codec import canonical, content_hash, encode
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import TaskId
+from flowpilot_schemas.limits import KIB, MAX_HEARTBEAT_DETAILS
 from flowpilot_schemas.messages import (
     CancelExecution,
     StartExecution,
@@ -26,15 +35,16 @@ from flowpilot_schemas.messages import (
     StepStarted,
     TimerFired,
 )
-from flowpilot_schemas.topics import HOUR
 
 Answer = StepCompleted | StepFailed | StepStarted | StepHeartbeat
 Message = Answer | CancelExecution | TimerFired
 
 _NO_HANDLER_DELAY_MS = (1_000, 30_000)
-_REFUSAL_KEPT_MS = HOUR
-_ERRORS_SHOWN = 20
-_MESSAGE_KEPT = 300
+_DETAIL_KEPT = 300
+# As bytes of JSON. Unsent decisions stand in the state, up to a batch of them.
+_MESSAGE_LIMIT = 2_000
+_WORKER_LIMIT = 300
+_ALL_HEARTBEATS = 4 * KIB * KIB
 
 
 class Decision(NamedTuple):
@@ -101,7 +111,7 @@ def refuse_start(message: StartExecution, reason: str, detail: str, at: int, off
         message.created_by,
     )
     state = opened(message, offset)._replace(
-        status=ExecutionStatus.FAILED, refused=True, forget_at=at + _REFUSAL_KEPT_MS
+        status=ExecutionStatus.FAILED, refused=True, forget_at=at + REFUSAL_KEPT_MS
     )
     return Decision(state, [event])
 
@@ -129,11 +139,13 @@ def decide(definition: WorkflowDefinition, state: Execution, message: Message, a
 
 
 def fault(state: Execution, detail: str) -> Decision:
-    """A defect of ours met this execution: it stands still until somebody resumes or cancels it."""
+    """A defect of ours met this execution: it stands still until somebody cancels it."""
     if state.status is not ExecutionStatus.RUNNING:
         return Decision(state, [])
-    after = state._replace(status=ExecutionStatus.INCIDENT)
-    return Decision(after, [e.ExecutionIncident(detail[:_MESSAGE_KEPT])])
+    after = state._replace(status=check_execution(state.status, ExecutionStatus.INCIDENT))
+    # An exception's text may quote anything, lone surrogates included.
+    sentence = detail[:_DETAIL_KEPT].encode(errors="replace").decode()
+    return Decision(after, [e.ExecutionIncident(sentence)])
 
 
 def forget(state: Execution) -> Execution:
@@ -151,23 +163,28 @@ def _answer(definition: WorkflowDefinition, state: Execution, message: Answer, a
     if reason is not None:
         if isinstance(message, StepHeartbeat):
             return Decision(state, [])
-        ignored = e.CompletionIgnored(task.step, task.attempt, message.type, reason, message.worker_id)
+        worker = clipped_or_none(message.worker_id, _WORKER_LIMIT)
+        ignored = e.CompletionIgnored(task.step, task.attempt, message.type, reason, worker)
         return Decision(state, [ignored])
     order = definition.index[task.step]
     draft = Draft(definition, state, at)
     output = None
     match message:
         case StepStarted():
-            _started(draft, order, message, message.started_at)
+            _started(draft, order, message)
         case StepHeartbeat():
-            _started(draft, order, message, None)
-            draft.emit(e.HeartbeatTaken(task.step, message.details))
+            _started(draft, order, message)
+            draft.emit(e.HeartbeatTaken(task.step, _kept_details(definition, message)))
         case StepCompleted():
             encoded = encode(message.output)
             if len(encoded) > state.limits.result:
                 limit = state.limits.result
                 detail = f"the result has {len(encoded)} bytes; the limit (FLOWPILOT_RESULT_LIMIT) is {limit}"
                 error = StepError(kind="result_too_large", message=detail, retryable=False)
+                _fail_attempt(draft, order, error, message)
+            elif encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH and is_deeper(message.output, MAX_DEPTH):
+                detail = f"the result is nested deeper than {MAX_DEPTH} levels"
+                error = StepError(kind="result_not_serialisable", message=detail, retryable=False)
                 _fail_attempt(draft, order, error, message)
             else:
                 output = (task.step, encoded)
@@ -181,10 +198,8 @@ def _answer(definition: WorkflowDefinition, state: Execution, message: Answer, a
 def _why_ignored(definition: WorkflowDefinition, state: Execution, task: TaskId) -> str | None:
     if task.run != state.run:
         return "other_run"
-    if state.status in TERMINAL_EXECUTION:
-        return "execution_over"
-    if state.status is ExecutionStatus.INCIDENT:
-        return "incident"
+    if state.status is not ExecutionStatus.RUNNING:
+        return "execution_over" if state.status in TERMINAL_EXECUTION else str(state.status)
     order = definition.index.get(task.step)
     if order is None:
         return "unknown_step"
@@ -194,21 +209,36 @@ def _why_ignored(definition: WorkflowDefinition, state: Execution, task: TaskId)
     return None if step.status in IN_FLIGHT else "not_in_flight"
 
 
-def _started(draft: Draft, order: int, message: Answer, started_at: str | None) -> None:
+def _kept_details(definition: WorkflowDefinition, message: StepHeartbeat) -> object:
+    """The details, unless they are larger than this step's share: then only the sign of life counts."""
+    if message.details is None:
+        return None
+    share = min(MAX_HEARTBEAT_DETAILS, _ALL_HEARTBEATS // len(definition.steps))
+    return message.details if len(encode(message.details)) <= share else None
+
+
+def _who(message: Answer | None) -> tuple[str | None, str | None, str | None]:
+    """The worker, the step message's place and the handler's start, as far as the answer tells them."""
+    if message is None:
+        return None, None, None
+    return (
+        clipped_or_none(message.worker_id, _WORKER_LIMIT),
+        clipped_or_none(message.broker_task_id, _WORKER_LIMIT),
+        None if isinstance(message, StepHeartbeat) else clipped_or_none(message.started_at, _WORKER_LIMIT),
+    )
+
+
+def _started(draft: Draft, order: int, message: StepStarted | StepHeartbeat) -> None:
     step, name = draft.steps[order], draft.name(order)
     if step.status is StepStatus.READY:
-        draft.emit(e.StepStarted(name, step.attempt, message.worker_id, message.broker_task_id, started_at))
+        draft.emit(e.StepStarted(name, step.attempt, *_who(message)))
     elif isinstance(message, StepStarted):
         draft.emit(e.HeartbeatTaken(name, None))
 
 
 def _complete(draft: Draft, order: int, message: StepCompleted, size: int) -> None:
     attempt = draft.steps[order].attempt
-    draft.emit(
-        e.StepCompleted(
-            draft.name(order), attempt, size, message.worker_id, message.broker_task_id, message.started_at
-        )
-    )
+    draft.emit(e.StepCompleted(draft.name(order), attempt, size, *_who(message)))
     for dependent in draft.definition.dependents[order]:
         step = draft.steps[dependent]
         if step.waiting == 0 and step.status is StepStatus.PENDING:
@@ -237,7 +267,8 @@ def _failed(draft: Draft, order: int, message: StepFailed) -> None:
     if error.kind == "no_handler":
         _no_handler(draft, order, message)
     elif error.kind == "dispatch_failed":
-        draft.emit(e.DispatchFailed(draft.name(order), draft.steps[order].attempt, error.message[:_MESSAGE_KEPT]))
+        detail = clipped(error.message, _MESSAGE_LIMIT)
+        draft.emit(e.DispatchFailed(draft.name(order), draft.steps[order].attempt, detail))
         _fail_for_good(draft, order, error, message)
     elif error.kind == "timed_out":
         _timed_out(draft, order, "start_to_close", error, message)
@@ -285,17 +316,14 @@ def _schedule(
             next_attempt,
             retry_at,
             _shown(error),
-            message.worker_id if message else None,
-            message.broker_task_id if message else None,
+            *_who(message)[:2],
         )
     )
 
 
 def _fail_for_good(draft: Draft, order: int, error: StepError, message: Answer | None) -> None:
     name = draft.name(order)
-    worker = (message.worker_id, message.broker_task_id) if message else (None, None)
-    started_at = message.started_at if isinstance(message, StepFailed | StepCompleted) else None
-    draft.emit(e.StepFailed(name, draft.steps[order].attempt, _shown(error), *worker, started_at))
+    draft.emit(e.StepFailed(name, draft.steps[order].attempt, _shown(error), *_who(message)))
     # Everything that waits for it, directly or not, never runs; independent branches go on.
     below = list(draft.definition.dependents[order])
     while below:
@@ -306,7 +334,7 @@ def _fail_for_good(draft: Draft, order: int, error: StepError, message: Answer |
 
 
 def _shown(error: StepError) -> dict[str, str]:
-    return {"kind": error.kind, "message": error.message}
+    return {"kind": error.kind, "message": clipped(error.message, _MESSAGE_LIMIT)}
 
 
 def _cancel(definition: WorkflowDefinition, state: Execution, message: CancelExecution, at: int) -> Decision:
@@ -355,7 +383,7 @@ def _step_due(draft: Draft, order: int) -> None:
             draft.emit(e.StepTimedOut(definition.name, step.attempt, "schedule_to_start", "record"))
         else:
             _timed_out(draft, order, "schedule_to_start", error, None)
-    elif step.heartbeat_deadline is not None and step.heartbeat_deadline <= draft.at:
+    elif step.due == step.heartbeat_deadline:
         lost = StepError(kind="timed_out", message=f"no heartbeat for {definition.heartbeat_ms} ms")
         _timed_out(draft, order, "heartbeat", lost, None)
     else:
@@ -372,7 +400,9 @@ def _end(draft: Draft) -> Decision:
 
 def _errors(draft: Draft) -> dict[str, object]:
     failed = [order for order, step in enumerate(draft.steps) if step.status is StepStatus.FAILED]
-    errors: dict[str, object] = {draft.name(order): draft.steps[order].error for order in failed[:_ERRORS_SHOWN]}
-    if len(failed) > _ERRORS_SHOWN:
-        errors["…"] = {"kind": "more", "message": f"{len(failed) - _ERRORS_SHOWN} more steps failed"}
+    errors: dict[str, object] = {
+        draft.name(order): error for order in failed if (error := draft.steps[order].error) is not None
+    }
+    if len(failed) > len(errors):
+        errors["…"] = {"kind": "more", "message": f"{len(failed) - len(errors)} more steps failed"}
     return errors

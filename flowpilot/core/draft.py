@@ -15,8 +15,12 @@ from flowpilot.core.status import (
     check_step,
 )
 from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.topics import HOUR
 
+# The state of a wide workflow stays small when all of its steps fail.
 _ERROR_KEPT = 300
+ERRORS_KEPT = 20
+REFUSAL_KEPT_MS = HOUR
 
 
 class Draft:
@@ -33,6 +37,8 @@ class Draft:
         self.input_size = before.input_size
         self.deadline = before.deadline
         self.forget_at = before.forget_at
+        self.refused = before.refused
+        self._errors_kept: int | None = None
 
     def name(self, order: int) -> str:
         """The name of the step at `order`."""
@@ -58,16 +64,18 @@ class Draft:
             input_size=self.input_size,
             deadline=self.deadline,
             forget_at=self.forget_at,
+            refused=self.refused,
         )
 
     def _move(self, name: str, after: StepStatus, **changes: Any) -> int:
         order = self.definition.index[name]
         step = self.steps[order]
         check_step(step.status, after)
-        cleared = {"deadline": None, "heartbeat_deadline": None}
-        self.steps[order] = step._replace(status=after, **(cleared | changes))
+        cleared: dict[str, Any] = {"deadline": None, "heartbeat_deadline": None}
         if after in TERMINAL_STEP:
             self.open -= 1
+            cleared |= {"unhandled_since": None, "heartbeat": None}
+        self.steps[order] = step._replace(status=after, **(cleared | changes))
         return order
 
     def _started(self, event: e.ExecutionStarted) -> None:
@@ -91,7 +99,6 @@ class Draft:
             StepStatus.RUNNING,
             deadline=self.at + step.start_to_close_ms,
             heartbeat_deadline=self.at + step.heartbeat_ms,
-            unhandled_since=None,
         )
 
     def _heartbeat(self, event: e.HeartbeatTaken) -> None:
@@ -103,14 +110,19 @@ class Draft:
         )
 
     def _step_completed(self, event: e.StepCompleted) -> None:
-        order = self._move(event.step, StepStatus.COMPLETED, size=event.size, unhandled_since=None, heartbeat=None)
+        order = self._move(event.step, StepStatus.COMPLETED, size=event.size)
         for dependent in self.definition.dependents[order]:
             step = self.steps[dependent]
             self.steps[dependent] = step._replace(waiting=step.waiting - 1)
 
     def _step_failed(self, event: e.StepFailed) -> None:
-        error = {"kind": event.error["kind"], "message": event.error["message"][:_ERROR_KEPT]}
-        self._move(event.step, StepStatus.FAILED, error=error, unhandled_since=None, heartbeat=None)
+        error = None
+        if self._errors_kept is None:
+            self._errors_kept = sum([step.error is not None for step in self.steps])
+        if self._errors_kept < ERRORS_KEPT:
+            self._errors_kept += 1
+            error = {"kind": event.error["kind"], "message": event.error["message"][:_ERROR_KEPT]}
+        self._move(event.step, StepStatus.FAILED, error=error)
 
     def _step_timed_out(self, event: e.StepTimedOut) -> None:
         if event.outcome == "record":
@@ -147,6 +159,13 @@ class Draft:
     def _cancelled(self, _: e.ExecutionCancelled) -> None:
         self._over(ExecutionStatus.CANCELLED, self.definition.retry_window_ms)
 
+    def _refused(self, _: e.StartRefused) -> None:
+        self._over(ExecutionStatus.FAILED, REFUSAL_KEPT_MS)
+        self.refused = True
+
+    def _incident(self, _: e.ExecutionIncident) -> None:
+        self.status = check_execution(self.status, ExecutionStatus.INCIDENT)
+
 
 # Events that are only told (deduplication, ignored answers) move nothing and are not here.
 _MOVES: dict[type[e.CoreEvent], Callable[[Draft, Any], None]] = {
@@ -163,4 +182,6 @@ _MOVES: dict[type[e.CoreEvent], Callable[[Draft, Any], None]] = {
     e.ExecutionCompleted: Draft._completed,
     e.ExecutionFailed: Draft._failed,
     e.ExecutionCancelled: Draft._cancelled,
+    e.StartRefused: Draft._refused,
+    e.ExecutionIncident: Draft._incident,
 }

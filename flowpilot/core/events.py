@@ -1,8 +1,8 @@
 """What the core decides: events in the past tense. An execution's state is the fold of its events.
 
-Those in `HISTORY` go to the history topic under their class's name; the others only move state. Their fields
-stand in `flowpilot_schemas.history.FIELDS`, but for outputs and inputs: those lie under keys of their own and
-are added when a history record is rendered, so that the outbox stays small.
+They go to the history topic under their class's name, but for those in `UNRECORDED`, which only move state.
+Their fields stand in `flowpilot_schemas.history.FIELDS`, but for outputs and inputs: those lie under keys of
+their own and are added when a history record is rendered, so that the outbox stays small.
 """
 
 from __future__ import annotations
@@ -146,10 +146,6 @@ class ExecutionIncident(NamedTuple):
     detail: str
 
 
-class Forgotten(NamedTuple):
-    pass
-
-
 CoreEvent = (
     ExecutionStarted
     | StartRefused
@@ -171,11 +167,10 @@ CoreEvent = (
     | ExecutionFailed
     | ExecutionCancelled
     | ExecutionIncident
-    | Forgotten
 )
 
 CLASSES: dict[str, type[CoreEvent]] = {cls.__name__: cls for cls in CoreEvent.__args__}
-UNRECORDED = (HeartbeatTaken, Forgotten)
+UNRECORDED = (HeartbeatTaken,)
 
 
 def pack(event: CoreEvent) -> list[Json]:

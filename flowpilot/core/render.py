@@ -16,7 +16,7 @@ from flowpilot.core.state import Execution, OutboxEntry
 from flowpilot.core.status import ExecutionStatus
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.history import HEADER_HASH, HEADER_PREV, chain, iso
-from flowpilot_schemas.ids import TaskId
+from flowpilot_schemas.ids import TaskId, root_id
 from flowpilot_schemas.messages import Cancelled, ExecutionEnded, Superseded
 
 
@@ -127,9 +127,9 @@ class _Run:
             case e.ExecutionStarted():
                 del body["input_size"]
                 body["input"] = orjson.Fragment(self._payloads.input(state.id, state.run))
-                root, _, retry = state.id.partition(".")
-                if retry:
-                    body["parent"] = root if retry == "1" else f"{root}.{int(retry) - 1}"
+                root = root_id(state.id)
+                if root != state.id:
+                    body["parent"] = root
             case e.StepCompleted():
                 body["output"] = orjson.Fragment(self._payloads.output(state.id, state.run, event.step))
             case e.StepRetryScheduled():

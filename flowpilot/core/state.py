@@ -111,9 +111,9 @@ def _pack(state: Execution) -> dict[str, Any]:
         value["open"] = state.open
     if state.limits != _DEFAULT_LIMITS:
         value["limits"] = state.limits.model_dump()
-    for name in _OPTIONAL:
+    for name, default in _OPTIONAL.items():
         field = getattr(state, name)
-        if field:
+        if field != default:
             value[name] = field
     if state.outbox:
         value["outbox"] = [
@@ -126,17 +126,18 @@ def _pack(state: Execution) -> dict[str, Any]:
     return value
 
 
-_OPTIONAL = (
-    "key",
-    "origin",
-    "reply",
-    "input_hash",
-    "input_size",
-    "deadline",
-    "forget_at",
-    "refused",
-    "forgotten",
-)
+# The fields that are left out where they have their default.
+_OPTIONAL: dict[str, Any] = {
+    "key": None,
+    "origin": None,
+    "reply": None,
+    "input_hash": None,
+    "input_size": 0,
+    "deadline": None,
+    "forget_at": None,
+    "refused": False,
+    "forgotten": False,
+}
 _DEFAULT_LIMITS = Limits()
 
 

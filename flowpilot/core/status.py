@@ -39,7 +39,7 @@ STEP_TRANSITIONS: Mapping[StepStatus, frozenset[StepStatus]] = {
     _S.PENDING: frozenset({_S.READY, _S.FAILED, _S.SKIPPED, _S.CANCELLED}),
     _S.READY: frozenset({_S.RUNNING, _S.COMPLETED, _S.FAILED, _S.RETRYING, _S.CANCELLED}),
     _S.RUNNING: frozenset({_S.COMPLETED, _S.FAILED, _S.RETRYING, _S.CANCELLED}),
-    _S.RETRYING: frozenset({_S.READY, _S.FAILED, _S.CANCELLED}),
+    _S.RETRYING: frozenset({_S.READY, _S.CANCELLED}),
     _S.COMPLETED: frozenset(),
     _S.FAILED: frozenset(),
     _S.SKIPPED: frozenset(),
@@ -50,7 +50,7 @@ _E = ExecutionStatus
 EXECUTION_TRANSITIONS: Mapping[ExecutionStatus, frozenset[ExecutionStatus]] = {
     _E.PENDING: frozenset({_E.RUNNING, _E.FAILED}),
     _E.RUNNING: frozenset({_E.COMPLETED, _E.FAILED, _E.CANCELLED, _E.INCIDENT}),
-    _E.INCIDENT: frozenset({_E.RUNNING, _E.CANCELLED}),
+    _E.INCIDENT: frozenset({_E.CANCELLED}),
     _E.COMPLETED: frozenset(),
     _E.FAILED: frozenset(),
     _E.CANCELLED: frozenset(),
