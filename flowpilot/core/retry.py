@@ -26,6 +26,8 @@ def delay_ms(policy: RetryPolicy, error: StepError, attempt: int, task_id: str) 
 
 def backoff_ms(policy: RetryPolicy, attempt: int, task_id: str) -> int:
     """`initial · backoff^(attempt-1)`, capped, then jittered by a hash of the task id: the same on every replay."""
+    if policy.initial_ms == 0:
+        return 0
     try:
         wanted = policy.initial_ms * policy.backoff ** (attempt - 1)
     except OverflowError:
