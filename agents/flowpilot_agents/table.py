@@ -7,6 +7,7 @@ second record that nobody awaits.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -137,6 +138,8 @@ class BulkRecovery(Recovery):
         self.tables.on_actives_ready()
         self.tables.on_standbys_ready()
         app.on_rebalance_end()
+        # For whoever started the process (and a supervisor): like every role, it says when it is at work.
+        print(f"engine ready: {len(starts)} partitions", file=sys.stderr, flush=True)
 
 
 class EngineTables(TableManager):
