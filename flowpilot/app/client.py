@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Self
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.config import producer_properties, reader_properties
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.app.logging import quieten
 from flowpilot.client.blocking import BlockingClient
 from flowpilot.client.client import ConnectedClient
 from flowpilot.client.connection import AuditView, Connection
@@ -26,6 +28,7 @@ class Client(ConnectedClient):
 
     def __init__(self, settings: Settings | None = None, *, actor: str | None = None) -> None:
         settings = settings or load_settings()
+        quieten(settings, "client")
         self._producer = KafkaProducer(producer_properties(settings))
         self._reader = KafkaReader(reader_properties(settings))
         definitions = LogDefinitions(self._producer, self._reader, settings.topics.definitions)
@@ -44,8 +47,8 @@ class Client(ConnectedClient):
     async def close(self) -> None:
         """Stop reading replies and let go of connections. Executions go on."""
         await super().close()
-        self._producer.close()
-        self._reader.close()
+        await asyncio.to_thread(self._producer.close)
+        await asyncio.to_thread(self._reader.close)
 
 
 def _audit_view(settings: Settings) -> AuditView | None:

@@ -20,19 +20,8 @@ _CHATTY = ("aiokafka", "faust", "mode", "sqlalchemy", "alembic", "asyncio")
 
 def configure_logging(settings: Settings, role: str) -> None:
     """Set up this process's logging by `FLOWPILOT_LOG_LEVEL` and `FLOWPILOT_LOG_FORMAT`. May be called again."""
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _Role(role),
-    ]
-    structlog.configure(
-        processors=[*shared, structlog.processors.UnicodeDecoder(), *_rendering(settings.log_format)],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
+    shared = _shared(role)
+    _configure_structlog(settings, shared)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -43,9 +32,41 @@ def configure_logging(settings: Settings, role: str) -> None:
             ],
         )
     )
+    level = _level(settings)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+def quieten(settings: Settings, role: str) -> None:
+    """For FlowPilot inside somebody else's process: set up structlog unless they did, and touch nothing else.
+
+    Without it structlog would print everything, to stdout.
+    """
+    if not structlog.is_configured():
+        _configure_structlog(settings, _shared(role))
+
+
+def _configure_structlog(settings: Settings, shared: list[Any]) -> None:
+    structlog.configure(
+        processors=[*shared, structlog.processors.UnicodeDecoder(), *_rendering(settings.log_format)],
+        wrapper_class=structlog.make_filtering_bound_logger(_level(settings)),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _shared(role: str) -> list[Any]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _Role(role),
+    ]
+
+
+def _level(settings: Settings) -> int:
+    return logging.getLevelNamesMapping()[settings.log_level.upper()]
 
 
 def _rendering(form: str) -> list[Any]:

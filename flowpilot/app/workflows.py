@@ -20,7 +20,7 @@ from flowpilot_schemas.definition import WorkflowDefinition
 async def open_definitions(settings: Settings) -> AsyncIterator[LogDefinitions]:
     """The definitions on Kafka, refreshed. Raises `LogUnavailable`."""
     producer = KafkaProducer(producer_properties(settings))
-    reader = KafkaReader(reader_properties(settings))
+    reader = KafkaReader(reader_properties(settings), timeout=5.0)
     try:
         definitions = LogDefinitions(producer, reader, settings.topics.definitions)
         await definitions.refresh()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flowpilot.cli.begin import begin
 from flowpilot.cli.failures import CommandFailed, Exit
 from flowpilot.cli.output import Format, Output, record, rows, say, table, value
 
@@ -57,11 +58,10 @@ def start(
 
     With --wait the exit code tells the end: 0 completed, 3 failed, 4 not in time, 5 cancelled.
     """
-    from flowpilot.settings import load_settings
 
     if if_exists not in ("return", "fail"):
         raise CommandFailed(f"--if-exists takes return or fail, not {if_exists!r}", Exit.USAGE)
-    settings = load_settings()
+    settings = begin()
     wanted: str | Workflow = workflow
     if ":" in workflow:
         from flowpilot.cli.loading import load_workflow
@@ -147,11 +147,10 @@ def list_executions(
     It reads the audit record, which follows the executions by a moment.
     """
     from flowpilot.app import executions
-    from flowpilot.settings import load_settings
 
     if status is not None and status not in executions.STATUSES:
         raise CommandFailed(f"--status takes one of {', '.join(executions.STATUSES)}, not {status!r}", Exit.USAGE)
-    found = executions.list_executions(load_settings(), status=status, workflow=workflow, key=key, limit=limit)
+    found = executions.list_executions(begin(), status=status, workflow=workflow, key=key, limit=limit)
     columns = ("execution", "workflow", "version", "status", "steps", "key", "started_at", "finished_at")
     rows(found, columns, output, empty="no executions")
 
@@ -172,9 +171,8 @@ def show(
       flowpilot execution show 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11 -o json
     """
     from flowpilot.app import executions
-    from flowpilot.settings import load_settings
 
-    found = executions.show_execution(load_settings(), execution, run=run)
+    found = executions.show_execution(begin(), execution, run=run)
     if found is None:
         which = f"run {run} of execution {execution}" if run is not None else f"execution {execution}"
         raise CommandFailed(
@@ -218,10 +216,9 @@ def cancel(
     Who asked (your user name, or FLOWPILOT_ACTOR) and why stand in the audit record.
     """
     from flowpilot.app.client import Client
-    from flowpilot.settings import load_settings
 
     async def ask() -> None:
-        async with Client(load_settings()) as client:
+        async with Client(begin()) as client:
             await client.cancel(execution, reason)
 
     asyncio.run(ask())
@@ -245,9 +242,8 @@ def verify(
     Exit code 0: no difference; 1: there are some, listed on stdout.
     """
     from flowpilot.app import executions
-    from flowpilot.settings import load_settings
 
-    settings = load_settings()
+    settings = begin()
     if execution is not None and executions.show_execution(settings, execution) is None:
         raise CommandFailed(f"the audit does not know execution {execution}", Exit.NOT_FOUND)
     found = executions.differences(settings, execution)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from flowpilot.cli.begin import begin
 from flowpilot.cli.output import Format, Output, record, rows, say
 
 Queues = Annotated[
@@ -31,9 +32,8 @@ def setup(output: Output = Format.TABLE) -> None:
     Running it again is harmless. Needs Kafka (FLOWPILOT_BOOTSTRAP_SERVERS) and PostgreSQL (FLOWPILOT_DATABASE_URL).
     """
     from flowpilot.app.setup import setup as run_setup
-    from flowpilot.settings import load_settings
 
-    settings = load_settings()
+    settings = begin()
     outcome = run_setup(settings)
     topics = [{"topic": topic.topic, "outcome": topic.outcome} for topic in outcome.topics]
     if output is Format.TABLE:
@@ -57,9 +57,8 @@ def engine() -> None:
     Start as many as there are partitions of the events topic; they share the executions.
     """
     from flowpilot.app.engine import run_engine
-    from flowpilot.settings import load_settings
 
-    load_settings()  # a wrong setting is told before the process is replaced
+    begin()  # a wrong setting is told before the process is replaced
     run_engine()
 
 
@@ -74,12 +73,9 @@ def router() -> None:
     """
     import asyncio
 
-    from flowpilot.app.logging import configure_logging
     from flowpilot.app.router import run_router
-    from flowpilot.settings import load_settings
 
-    settings = load_settings()
-    configure_logging(settings, "router")
+    settings = begin("router")
 
     def ready(topics: frozenset[str]) -> None:
         say(f"router ready: reading {len(topics)} topic{'' if len(topics) == 1 else 's'}")
@@ -108,16 +104,13 @@ def worker(
     """
     import asyncio
 
-    from flowpilot.app.logging import configure_logging
     from flowpilot.app.worker import run_worker
     from flowpilot.cli.loading import load_workflow
-    from flowpilot.settings import load_settings
 
-    settings = load_settings()
+    settings = begin("worker")
     if concurrency is not None:
         settings = settings.model_copy(update={"worker_concurrency": concurrency})
     loaded = [load_workflow(reference) for reference in workflows]
-    configure_logging(settings, "worker")
 
     def ready(queues: list[str]) -> None:
         say(f"worker ready: serving {', '.join(queues)}")
@@ -137,9 +130,6 @@ def audit() -> None:
     import asyncio
 
     from flowpilot.app.audit import run_audit
-    from flowpilot.app.logging import configure_logging
-    from flowpilot.settings import load_settings
 
-    settings = load_settings()
-    configure_logging(settings, "audit")
+    settings = begin("audit")
     raise typer.Exit(asyncio.run(run_audit(settings, lambda: say("audit ready"))))

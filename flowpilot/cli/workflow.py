@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flowpilot.cli.begin import begin
 from flowpilot.cli.output import Format, Output, record, rows, say
 
 app = typer.Typer(
@@ -31,10 +32,9 @@ def apply(
 
     from flowpilot.app.workflows import apply_workflow
     from flowpilot.cli.loading import load_workflow
-    from flowpilot.settings import load_settings
 
     loaded = load_workflow(workflow)
-    added = asyncio.run(apply_workflow(load_settings(), loaded))
+    added = asyncio.run(apply_workflow(begin(), loaded))
     definition = loaded.definition
     if output is Format.TABLE:
         was = "registered" if added else "was registered already"
@@ -56,7 +56,6 @@ def list_workflows(output: Output = Format.TABLE) -> None:
     import asyncio
 
     from flowpilot.app.workflows import current_workflows
-    from flowpilot.settings import load_settings
 
     as_table = output is Format.TABLE
     found: list[dict[str, object]] = [
@@ -69,7 +68,7 @@ def list_workflows(output: Output = Format.TABLE) -> None:
             "description": definition.description,
             "definition": definition.hash,
         }
-        for definition in asyncio.run(current_workflows(load_settings()))
+        for definition in asyncio.run(current_workflows(begin()))
     ]
     remedy = "no workflow is registered; `flowpilot workflow apply MODULE:WORKFLOW` registers one"
     rows(found, ("workflow", "version", "steps", "queues", "triggers"), output, empty=remedy)

@@ -1,0 +1,199 @@
+"""The command line without servers: help, loading of workflows, exit codes, what is printed where."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowpilot.cli import output
+from flowpilot.cli.failures import CommandFailed, Exit, explain
+from flowpilot.cli.main import main
+from flowpilot.client.errors import ExecutionCancelled, ExecutionFailed, ExecutionRefused, ResultTimeout
+from flowpilot.ports.log import LogUnavailable
+from flowpilot.settings import SettingsError
+
+ROOT = Path(__file__).parents[2]
+PATHS = os.pathsep.join(str(ROOT / part) for part in (".", "agents", "schemas"))
+
+FLOWS = """
+from flowpilot import Workflow
+
+orders = Workflow("orders", version="1")
+returns = Workflow("returns", version="1")
+number = 17
+
+@orders.step
+def pack() -> int:
+    return 1
+
+@returns.step
+def unpack() -> int:
+    return 1
+"""
+
+
+def flowpilot(*arguments: str, cwd: Path = ROOT, given: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: text for name, text in os.environ.items() if not name.startswith("FLOWPILOT_")}
+    return subprocess.run(
+        [sys.executable, "-m", "flowpilot.cli.main", *arguments],
+        capture_output=True, text=True, cwd=cwd, input=given, timeout=60, check=False,
+        env={**clean, "PYTHONPATH": PATHS, **env},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def flows(tmp_path: Path) -> Path:
+    (tmp_path / "shop.py").write_text(FLOWS)
+    (tmp_path / "typo.py").write_text("import no_such_library\n")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "grammar.py").write_text("def :\n")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "empty.py").write_text("from flowpilot import Workflow\nbare = Workflow('bare', version='1')\n")
+    return tmp_path
+
+
+HELPS = [
+    (),
+    *((name,) for name in ("setup", "engine", "router", "worker", "audit", "workflow", "execution")),
+    *(("workflow", name) for name in ("apply", "list")),
+    *(("execution", name) for name in ("start", "list", "show", "cancel", "verify")),
+]
+
+
+@pytest.mark.parametrize("command", HELPS, ids=" ".join)
+def test_help_leads_with_examples(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    told = capsys.readouterr()
+    assert (ended.value.code, told.err) == (0, "")
+    assert "\x1b" not in told.out
+    if command not in (("workflow",), ("execution",)):
+        assert told.out.index("Examples:") < told.out.index("Options:")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom flowpilot.cli.main import main\n"
+        "try:\n    main(['execution', 'start', '--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'faust', 'sqlalchemy', 'confluent_kafka', 'alembic', 'flowpilot.settings'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": PATHS}
+    )
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize(
+    ("reference", "code", "words"),
+    [
+        ("nowhere:orders", Exit.USAGE, ["no module 'nowhere'", "MODULE:WORKFLOW or path/file.py:name"]),
+        ("nowhere.py:orders", Exit.USAGE, ["there is no file nowhere.py"]),
+        ("./shop:orders", Exit.USAGE, ["did you mean shop.py"]),
+        ("shop:order", Exit.USAGE, ["shop has no 'order'", "shop:orders, shop:returns"]),
+        ("shop.py:number", Exit.USAGE, ["is a int, not a Workflow", "shop.py:orders"]),
+        ("shop", Exit.USAGE, ["shop:orders, shop:returns"]),
+        (":orders", Exit.USAGE, ["not of the form"]),
+        ("typo:flow", Exit.ERROR, ["importing typo failed", "no_such_library", "install it"]),
+        ("broken:flow", Exit.ERROR, ["importing broken failed: ZeroDivisionError", "broken.py, line 1"]),
+        ("grammar.py:flow", Exit.ERROR, ["importing grammar.py failed", "line 1"]),
+        ("leaves:flow", Exit.ERROR, ["importing leaves failed: SystemExit"]),
+        ("empty:bare", Exit.ERROR, ["workflow 'bare'", "no steps"]),
+    ],
+)
+def test_each_mistake_in_naming_a_workflow(flows: Path, reference: str, code: Exit, words: list[str]) -> None:
+    done = flowpilot("workflow", "apply", reference, cwd=flows)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize("reference", ["shop:orders", "shop.py:orders", "./shop.py:orders"])
+def test_a_workflow_is_found_and_kafka_is_not(flows: Path, reference: str) -> None:
+    done = flowpilot("workflow", "apply", reference, cwd=flows, FLOWPILOT_BOOTSTRAP_SERVERS="127.0.0.1:1")
+    assert done.returncode == Exit.UNREACHABLE, done.stderr
+    assert "127.0.0.1:1" in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_postgresql_that_is_not_there() -> None:
+    done = flowpilot("execution", "list", FLOWPILOT_DATABASE_URL="postgresql://me:secret@127.0.0.1:1/x")
+    assert done.returncode == Exit.UNREACHABLE
+    assert "127.0.0.1:1/x" in done.stderr
+    assert "FLOWPILOT_DATABASE_URL" in done.stderr
+    assert "secret" not in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("execution", "start", "w", "--input", "{"), "--input: "),
+        (("execution", "start", "w", "--input", "@no-such-file"), "no-such-file cannot be read"),
+        (("execution", "start", "w", "--input", "-"), "stdin: "),
+        (("execution", "start", "w", "--if-exists", "explode"), "return or fail"),
+        (("execution", "list", "--status", "done"), "running"),
+        (("execution", "list", "--limit", "0"), "limit"),
+        (("execution", "cancel", "an-id"), "--reason"),
+        (("worker",), "WORKFLOW"),
+        (("frobnicate",), "frobnicate"),
+    ],
+)
+def test_usage_errors(arguments: tuple[str, ...], word: str) -> None:
+    done = flowpilot(*arguments, given="not json")
+    assert done.returncode == Exit.USAGE
+    assert done.stdout == ""
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_setting_that_cannot_be_used() -> None:
+    done = flowpilot("router", FLOWPILOT_EVENT_PARTITIONS="many")
+    assert done.returncode == Exit.USAGE
+    assert "FLOWPILOT_EVENT_PARTITIONS" in done.stderr
+    assert "Traceback" in flowpilot("--debug", "router", FLOWPILOT_EVENT_PARTITIONS="many").stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CommandFailed("x", Exit.NOT_FOUND), Exit.NOT_FOUND),
+        (SettingsError("x"), Exit.USAGE),
+        (ExecutionFailed("e", {}), Exit.EXECUTION_FAILED),
+        (ExecutionRefused("e", "x"), Exit.EXECUTION_FAILED),
+        (ResultTimeout("e", 1.0), Exit.TIMED_OUT),
+        (ExecutionCancelled("e", "x"), Exit.CANCELLED),
+        (LogUnavailable("x"), Exit.UNREACHABLE),
+        (KeyError("x"), Exit.ERROR),
+    ],
+)
+def test_each_error_has_its_exit_code(error: Exception, code: Exit) -> None:
+    sentence, found = explain(error)
+    assert found is code
+    assert sentence
+
+
+def test_forms_of_output(capfd: pytest.CaptureFixture[str]) -> None:
+    found: list[dict[str, object]] = [
+        {"a": "x\x1b[31m", "b": 1, "hidden": None},
+        {"a": "long one", "b": None, "hidden": [1]},
+    ]
+    output.rows(found, ("a", "b"), output.Format.TABLE, empty="none")
+    assert capfd.readouterr().out.splitlines() == ["A         B", "x�[31m    1", "long one"]
+    output.rows(found, ("a", "b"), output.Format.JSON, empty="none")
+    assert json.loads(capfd.readouterr().out) == found
+    output.rows(found, ("a", "b"), output.Format.JSONL, empty="none")
+    assert [json.loads(line) for line in capfd.readouterr().out.splitlines()] == found
+    output.rows([], ("a",), output.Format.TABLE, empty="none here")
+    assert capfd.readouterr() == ("", "none here\n")
+    output.rows([], ("a",), output.Format.JSON, empty="none here")
+    assert capfd.readouterr() == ("[]\n", "")
