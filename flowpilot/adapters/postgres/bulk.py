@@ -6,7 +6,7 @@ values would be thousands of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -51,15 +51,21 @@ def identifiers(names: Iterable[str]) -> str:
 
 def literal(kind: str, values: Iterable[Any]) -> str:
     """`values` as the literal of a `kind[]`. Raises TypeError or ValueError for one of another kind."""
-    return "{" + ",".join(_ELEMENTS[kind](values)) + "}"
+    return "{" + _ELEMENTS[kind](values) + "}"
 
 
-def _numbers(values: Iterable[Any]) -> list[str]:
-    return ["NULL" if value is None else f"{value:d}" for value in values]
+def _numbers(values: Iterable[Any]) -> str:
+    return ",".join(["NULL" if value is None else f"{value:d}" for value in values])
 
 
-def _texts(values: Iterable[Any]) -> list[str]:
-    return ["NULL" if value is None else _quoted(value) for value in values]
+def _texts(values: Iterable[Any]) -> str:
+    items = list(values)
+    if None not in items:
+        # Names and times need no escapes: one look at all of them instead of two at each.
+        joined = '","'.join(items)
+        if "\\" not in joined and joined.count('"') == 2 * len(items) - 2:
+            return f'"{joined}"'
+    return ",".join(["NULL" if value is None else _quoted(value) for value in items])
 
 
 def _quoted(value: str) -> str:
@@ -68,15 +74,15 @@ def _quoted(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _jsons(values: Iterable[Any]) -> list[str]:
-    return ["NULL" if value is None else _quoted(orjson.dumps(value).decode()) for value in values]
+def _jsons(values: Iterable[Any]) -> str:
+    return ",".join(["NULL" if value is None else _quoted(orjson.dumps(value).decode()) for value in values])
 
 
-def _bytes(values: Iterable[Any]) -> list[str]:
-    return ["NULL" if value is None else f'"\\\\x{value.hex()}"' for value in values]
+def _bytes(values: Iterable[Any]) -> str:
+    return ",".join(["NULL" if value is None else f'"\\\\x{value.hex()}"' for value in values])
 
 
-_ELEMENTS = {
+_ELEMENTS: dict[str, Callable[[Iterable[Any]], str]] = {
     "bigint": _numbers,
     "integer": _numbers,
     "text": _texts,
