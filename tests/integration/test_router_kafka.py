@@ -1,0 +1,226 @@
+"""The router on real Kafka: topics that come late, hand-over, a topic made again, a crash before the commit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from flowpilot.adapters.definitions import LogDefinitions
+from flowpilot.adapters.kafka.catalog import KafkaTopicCatalog
+from flowpilot.adapters.kafka.config import consumer_properties, producer_properties, reader_properties
+from flowpilot.adapters.kafka.consumer import KafkaConsumer
+from flowpilot.adapters.kafka.producer import KafkaProducer
+from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.ports.log import Delivery, Record, TopicPartition
+from flowpilot.router.router import Router
+from flowpilot.settings import Settings
+from flowpilot_schemas.definition import StepDefinition, TriggerDefinition, WorkflowDefinition
+from flowpilot_schemas.ids import keyed_execution_id, record_execution_id
+from tests.waiting import eventually_async
+
+pytestmark = pytest.mark.integration
+
+
+class World:
+    """User topics of this test's own, and routers over real adapters."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.topics = settings, settings.topics
+        self.admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+        self.producer = KafkaProducer(producer_properties(settings))
+        self.reader = KafkaReader(reader_properties(settings))
+        self.definitions = LogDefinitions(self.producer, self.reader, self.topics.definitions)
+        self.catalog = KafkaTopicCatalog(settings)
+
+    def create(self, topic: str, partitions: int = 2) -> None:
+        for made in self.admin.create_topics([NewTopic(topic, partitions, 1)]).values():
+            made.result(10)
+
+    def delete(self, topic: str) -> None:
+        for deleted in self.admin.delete_topics([topic]).values():
+            deleted.result(10)
+
+    async def publish(self, topic: str, *values: Any) -> None:
+        raw = [value if isinstance(value, bytes | None) else json.dumps(value).encode() for value in values]
+        deliveries = await self.producer.send([Record(topic, None, value) for value in raw])
+        assert [delivery.error for delivery in deliveries] == [None] * len(values)
+
+    async def read(self, topic: str, partitions: int) -> list[dict[str, Any]]:
+        found = []
+        for number in range(partitions):
+            _, end = await self.reader.bounds(topic, number)
+            found += await self.reader.read(topic, number, 0, end)
+        return [json.loads(record.value or b"") for record in found]
+
+    async def starts(self) -> list[dict[str, Any]]:
+        return await self.read(self.topics.events, self.settings.event_partitions)
+
+    async def letters(self) -> list[dict[str, Any]]:
+        return await self.read(self.topics.dead_letters, self.settings.event_partitions)
+
+    async def committed(self, topic: str, partitions: int = 2) -> int:
+        asked = KafkaConsumer(consumer_properties(self.settings, self.topics.router_group), [topic])
+        try:
+            found = await asked.committed([TopicPartition(topic, number) for number in range(partitions)])
+        finally:
+            await asked.close()
+        return sum(offset or 0 for offset in found.values())
+
+    def router(self, producer: Any = None, interval: float = 0.1) -> Router:
+        def consumer(topics: Sequence[str], **handlers: Any) -> KafkaConsumer:
+            return KafkaConsumer(consumer_properties(self.settings, self.topics.router_group), topics, **handlers)
+
+        return Router(
+            self.topics,
+            self.settings.limits,
+            consumer=consumer,
+            producer=producer or self.producer,
+            definitions=LogDefinitions(self.producer, self.reader, self.topics.definitions),
+            catalog=self.catalog,
+            interval=interval,
+        )
+
+    @asynccontextmanager
+    async def running(self, interval: float = 0.1) -> AsyncIterator[Router]:
+        router = self.router(interval=interval)
+        task = asyncio.create_task(router.run())
+        try:
+            yield router
+        finally:
+            router.stop()
+            await asyncio.wait_for(task, 20)
+
+
+@pytest.fixture
+def name() -> str:
+    return f"user-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def world(kafka_settings: Settings, name: str) -> Iterator[World]:
+    made = World(kafka_settings)
+    yield made
+    there = made.admin.list_topics(timeout=10).topics
+    for topic in (name, f"{name}-late"):
+        if topic in there:
+            made.delete(topic)
+    made.producer.close()
+    made.reader.close()
+
+
+def workflow(name: str, topic: str, unique_by: str | None = None) -> WorkflowDefinition:
+    step = StepDefinition(name="only", queue=name)
+    trigger = TriggerDefinition(topic=topic, unique_by=unique_by)
+    return WorkflowDefinition(name=name, version="1", triggers=(trigger,), steps=(step,))
+
+
+def test_several_topics_and_workflows_with_their_dead_letters(world: World, name: str) -> None:
+    async def test() -> None:
+        world.create(name)
+        await world.definitions.register(workflow("keyed", name, "id"))
+        await world.definitions.register(workflow("plain", name))
+        await world.definitions.register(workflow("late", f"{name}-late"))
+        values = [{"id": f"p-{number}"} for number in range(30)]
+        await world.publish(name, *values, b"\xff", None)
+        await world.publish(world.topics.triggers, {"v": 1, "workflow": "plain", "key": "k"}, {"v": 1})
+        async with world.running():
+            await eventually_async(lambda: _has(world.starts, 61))
+            await eventually_async(lambda: _has(world.letters, 2))
+            world.create(f"{name}-late")
+            await world.publish(f"{name}-late", 1, 2, 3)
+            await eventually_async(lambda: _has(world.starts, 64))
+        ids = {start["execution"] for start in await world.starts()}
+        assert len(ids) == 64
+        assert keyed_execution_id("keyed", "p-7") in ids
+        topic_id = (await world.catalog.topic_ids([name]))[name]
+        assert record_execution_id("plain", topic_id, 0, 0) in ids
+        assert {letter["reason"] for letter in await world.letters()} == {"not_utf8", "wrong_shape"}
+        assert await world.committed(name) == 32
+
+    asyncio.run(test())
+
+
+class Stuck:
+    """Sends everything and never hears of it: the state of a process killed between the two."""
+
+    def __init__(self, to: KafkaProducer) -> None:
+        self._to, self.sent = to, asyncio.Event()
+
+    async def send(self, records: Sequence[Record]) -> list[Delivery]:
+        await self._to.send(records)
+        self.sent.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def test_a_crash_between_send_and_commit_starts_nothing_new(world: World, name: str) -> None:
+    async def test() -> None:
+        world.create(name)
+        await world.definitions.register(workflow("plain", name))
+        await world.publish(name, *range(20))
+        stuck = Stuck(world.producer)
+        task = asyncio.create_task(world.router(stuck).run())
+        await asyncio.wait_for(stuck.sent.wait(), 20)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        before = {start["execution"] for start in await world.starts()}
+        assert before
+        assert await world.committed(name) == 0
+        async with world.running():
+            await eventually_async(lambda: _has(world.starts, 20 + len(before)))
+        after = [start["execution"] for start in await world.starts()]
+        assert len(set(after)) == 20
+        assert before < set(after) or before == set(after)
+        assert await world.committed(name) == 20
+
+    asyncio.run(test())
+
+
+def test_a_hand_over_commits_what_was_acknowledged(world: World, name: str) -> None:
+    async def test() -> None:
+        world.create(name)
+        await world.definitions.register(workflow("plain", name))
+        async with world.running(interval=3_600.0):  # only the hand-over and the end commit
+            await world.publish(name, *range(20))
+            await eventually_async(lambda: _has(world.starts, 20))
+            async with world.running():
+                await world.publish(name, *range(20))
+                await eventually_async(lambda: _has(world.starts, 40))
+        found = [start["execution"] for start in await world.starts()]
+        assert len(set(found)) == 40 == len(found)
+        assert await world.committed(name) == 40
+
+    asyncio.run(test())
+
+
+def test_a_topic_made_again_under_its_name_starts_other_executions(world: World, name: str) -> None:
+    async def test() -> None:
+        world.create(name, 1)
+        await world.definitions.register(workflow("plain", name))
+        async with world.running():
+            await world.publish(name, 1, 2)
+            await eventually_async(lambda: _has(world.starts, 2))
+        world.delete(name)
+        await eventually_async(lambda: _gone(world, name))
+        world.create(name, 1)
+        await world.publish(name, 3, 4)
+        async with world.running():
+            await eventually_async(lambda: _has(world.starts, 4))
+        assert len({start["execution"] for start in await world.starts()}) == 4
+
+    asyncio.run(test())
+
+
+async def _has(read: Any, count: int) -> bool:
+    return len(await read()) >= count
+
+
+async def _gone(world: World, topic: str) -> bool:
+    return not await world.catalog.topic_ids([topic])
