@@ -216,7 +216,7 @@ class Run:
         return [record["record"]["type"] for record in self.history]
 
 
-def workflow(*steps: dict[str, Any], **of_workflow: Any) -> WorkflowDefinition:
+def workflow(*steps: Any, **of_workflow: Any) -> WorkflowDefinition:
     """A definition; every step needs but its name."""
     filled = [{"queue": "q", **step} for step in steps]
     return WorkflowDefinition.model_validate({"name": "flow", "version": "1", "steps": filled, **of_workflow})
