@@ -116,7 +116,9 @@ class Engine:
         done: list[Fetched] = []
         together: list[tuple[OwnedPartition, list[Fetched]]] = []
         for partition, records in shares.items():
-            owned = self._owned[partition]
+            owned = self._owned.get(partition)
+            if owned is None:
+                continue  # revoked while another was on trial
             if not owned.tried or owned.probation > 0:
                 done += await self._process_on_trial(owned, records)
             else:
@@ -126,7 +128,7 @@ class Engine:
     async def _process_on_trial(self, owned: OwnedPartition, records: list[Fetched]) -> list[Fetched]:
         """The first records after a claim: a record that ends the process every time has to become known."""
         done: list[Fetched] = []
-        while records and owned.partition in self._owned:
+        while records and self._owned.get(owned.partition) is owned:
             trial = next_trial(owned.watermark, records[0].offset)
             owned.watermark = owned.watermark._replace(trial=trial)
             owned.tried = True
@@ -190,13 +192,14 @@ class Engine:
 
     async def _fold_one(self, fold: Fold, record: Fetched) -> None:
         try:
+            fold.record(record)
+        except DefinitionNeeded as needed:
+            await self._definitions.refresh()  # if that fails, it is not the record's fault
+            if self._definitions.get(needed.definition_hash) is None:
+                self._missing.add(needed.definition_hash)
             try:
-                fold.record(record)
-            except DefinitionNeeded as needed:
-                await self._definitions.refresh()
-                if self._definitions.get(needed.definition_hash) is None:
-                    self._missing.add(needed.definition_hash)
-                fold.record(record)
+                await self._fold_one(fold, record)
+            finally:
                 self._missing.clear()
         except (PartitionStopped, EngineHalt):
             raise
@@ -246,8 +249,9 @@ class Engine:
         owned.sent_through = max(owned.sent_through, work.records[-1].offset)
         for state in work.overlay.changed.values():
             owned.index(state)
-            if is_over(state) and state.definition in self._decoded:
-                owned.remove_later(state, self._decoded[state.definition])
+            definition = work.overlay.definition(state.definition) if is_over(state) else None
+            if definition is not None:
+                owned.remove_later(state, definition)
 
     def _stop(self, partition: int, stop: PartitionStopped) -> None:
         self._owned.pop(partition, None)

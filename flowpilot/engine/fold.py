@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from flowpilot.core import decide
 from flowpilot.core.dead_letters import dead_letter, dead_letter_key
-from flowpilot.core.events import UNRECORDED, CoreEvent, pack, unpack
+from flowpilot.core.events import UNRECORDED, CoreEvent, ExecutionIncident, StartRefused, pack, unpack
 from flowpilot.core.murmur2 import partition_of
 from flowpilot.core.render import Home, Outgoing, PayloadGone, is_over, render
 from flowpilot.core.state import Execution, OutboxEntry
@@ -26,6 +26,9 @@ from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.history import HEADER_HOPS
 from flowpilot_schemas.ids import TaskId, is_execution_id, root_id
 from flowpilot_schemas.topics import Topics
+
+_FAULT = "engine_fault"
+_DETAIL_KEPT = 300
 
 
 class Output(NamedTuple):
@@ -93,19 +96,38 @@ class Fold:
                 self._for_execution(record, message.task_id.partition("/")[0], message)
 
     def fault(self, record: Fetched, detail: str) -> None:
-        """The fold of `record` met a defect: a dead letter, and the execution stands still."""
-        self._dead_letter(record, "engine_fault", detail)
-        execution = _execution_named_by(record)
+        """The fold of `record` met a defect: a dead letter, and the execution stands still.
+
+        A start is refused instead: a fact in the state, as the other is, or it would be lost with the process.
+        """
+        message = _parsed(record)
+        execution = _execution_of(message) if message is not None else None
         state = self._overlay.state(execution) if execution else None
-        if state is not None and record.offset > state.src:
-            self._commit(record, state, decide.fault(state, detail))
+        decision = None
+        if state is not None and not (state.forgotten or state.refused):
+            decision = decide.fault(state, detail) if record.offset > state.src else None
+        elif isinstance(message, m.StartExecution) and (state is None or record.offset > state.src):
+            reason = detail[:_DETAIL_KEPT]
+            decision = decide.refuse_start(message, _FAULT, reason, record.timestamp, record.offset)
+        if decision is None or not decision.events:
+            self._dead_letter(record, _FAULT, detail)
+            return
+        self._fault_letter(record, decision.events)
+        self._commit(record, state, decision, begins=state is None or state.forgotten or state.refused)
+
+    def _fault_letter(self, record: Fetched, events: Sequence[CoreEvent]) -> None:
+        """The dead letter of a defect, if that is what `events` tell: the same however often it is sent."""
+        for event in events:
+            if isinstance(event, ExecutionIncident) or (isinstance(event, StartRefused) and event.reason == _FAULT):
+                self._dead_letter(record, _FAULT, event.detail)
 
     def _for_execution(self, record: Fetched, execution: str, message: m.StartExecution | decide.Message) -> None:
         state = self._overlay.state(execution)
         if state is None and not self._is_home(record, execution):
             return
         if state is not None and record.offset <= state.src:
-            self._send_again(state, record.offset)
+            if not self._send_again(record, state) and record.offset < state.run:
+                self._before_the_run(record, execution, message)
         elif isinstance(message, m.StartExecution):
             if state is not None or record.offset > self._frame.recovered_watermark:
                 self._start(record, state, message)
@@ -184,13 +206,16 @@ class Fold:
         self._frame.outputs.extend(self._output(message) for message in rendered.messages)
         return state._replace(seq=rendered.seq, head=rendered.head, outbox=(*kept, entry))
 
-    def _send_again(self, state: Execution, cause: int) -> None:
-        """The record was folded before: whatever it caused may not have been sent."""
+    def _send_again(self, record: Fetched, state: Execution) -> bool:
+        """The record was folded before: whatever it caused may not have been sent. False if nothing is kept."""
+        found = False
         for entry in state.outbox:
-            if entry.cause != cause:
+            if entry.cause != record.offset:
                 continue
+            found = True
             events = [unpack(packed) for packed in entry.events]
             owner = entry.of or state
+            self._fault_letter(record, events)
             try:
                 rendered = render(self._definition_of(owner), state, entry, events, self._overlay, self._home)
             except PayloadGone:
@@ -198,6 +223,12 @@ class Fold:
                     raise
                 continue  # removed only after everything had been sent
             self._frame.outputs.extend(self._output(message) for message in rendered.messages)
+        return found
+
+    def _before_the_run(self, record: Fetched, execution: str, message: m.StartExecution | decide.Message) -> None:
+        """Of what was there before this run nothing is known any more: as if there were no state."""
+        if not isinstance(message, m.StartExecution):
+            self._unknown(record, execution, message)
 
     def _definition_of(self, state: Execution) -> WorkflowDefinition | None:
         return None if state.refused else self._overlay.definition(state.definition)
@@ -214,7 +245,8 @@ class Fold:
     def _forget(self, record: Fetched, message: m.Forget) -> None:
         """Every finished execution whose window has passed becomes a marker; the order does not matter."""
         bound = min(message.before, record.timestamp)
-        for execution in self._frame.forgettable(bound):
+        # The index is of the table; what this batch changed is looked at too: its borders decide nothing.
+        for execution in {*self._frame.forgettable(bound), *self._overlay.changed}:
             state = self._overlay.state(execution)
             if state is None or record.offset <= state.src or state.forget_at is None or state.forget_at > bound:
                 continue
@@ -270,11 +302,14 @@ def _require(holds: bool, detail: str) -> None:
         raise BadRecord("wrong_shape", detail)
 
 
-def _execution_named_by(record: Fetched) -> str | None:
+def _parsed(record: Fetched) -> m.Event | None:
     try:
-        message = _parse(record)
+        return _parse(record)
     except BadRecord:
         return None
+
+
+def _execution_of(message: m.Event) -> str | None:
     if isinstance(message, m.Forget):
         return None
     if isinstance(message, m.StartExecution | m.CancelExecution | m.TimerFired):

@@ -90,8 +90,8 @@ class OwnedPartition:
                 states[state.id] = state
         for key, entry in self.table.items():
             payload = payload_of(key)
-            if payload is None:
-                continue
+            if payload is None or entry.src > self.watermark.offset:
+                continue  # of a batch that did not land whole: its records are folded again, and need it
             holder = states.get(payload.execution)
             if holder is None or holder.run != payload.run or is_over(holder):
                 self.ended.append(Ended((key,), max(entry.src, holder.src if holder else -1)))
