@@ -75,10 +75,7 @@ class Executions:
         if not self.serving:
             self._waiting.clear()  # they are read again, by whoever owns the partition then
             return
-        stopped = self.engine.stopped
         batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
-        if stopped:
-            batch = [record for record in batch if record.partition not in stopped]
         if not batch:
             return
         term = self.term
@@ -111,7 +108,6 @@ class Executions:
         async with self._turn:
             if not self.serving:
                 return
-            self.pulse.check()
             try:
                 await self.engine.tick()
             except Exception as error:  # noqa: BLE001
@@ -153,7 +149,6 @@ class Executions:
             for partition in sorted(committed):
                 if assignment != self.assignment:
                     return {}
-                self.pulse.check()
                 try:
                     starts[partition] = await self.engine.assign(partition, committed[partition])
                 except Exception as error:  # noqa: BLE001

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -10,10 +11,10 @@ from typing import NoReturn
 from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin, KafkaUnreachable
 from flowpilot.adapters.kafka.config import producer_properties
 from flowpilot.adapters.kafka.producer import KafkaProducer
+from flowpilot.app.logging import configure_logging
 from flowpilot.ports.log import Producer
 from flowpilot.settings import Settings
 from flowpilot_agents.contract import Engine
-from flowpilot_agents.logs import set_up_logging
 from flowpilot_agents.watch import GuardedProducer
 
 BuildEngine = Callable[[Settings, Producer], Engine]
@@ -54,7 +55,11 @@ def check_topics(settings: Settings) -> None:
 
 def run(settings: Settings, build_engine: BuildEngine) -> NoReturn:
     """Run the engine until SIGTERM or SIGINT, then exit."""
-    set_up_logging(settings)
+    configure_logging(settings, "engine")
+    # A tick that waits for a batch is late, and that is in order.
+    logging.getLogger("mode.timers").setLevel(logging.ERROR)
+    # So is a heartbeat that is answered with a rebalance.
+    logging.getLogger("aiokafka.consumer.group_coordinator").setLevel(logging.ERROR)
     try:
         check_topics(settings)
     except CannotStart as error:

@@ -104,6 +104,10 @@ class Consumer(driver.Consumer):
             while not (self.should_stop or fetcher.should_stop):
                 await self._until_fetchable()
                 await self._fetch()
+        except asyncio.CancelledError:
+            # Faust's fetcher would take it for a crash if the app is stopped during a rebalance.
+            if not self.app.should_stop:
+                raise
         except self.consumer_stopped_errors as error:
             if not self.app.should_stop:
                 end_process("the consumer was closed", error)
@@ -154,6 +158,11 @@ class Consumer(driver.Consumer):
             self._executions.serve()
             self._stored = {partition: offset for partition, offset in committed.items() if offset is not None}
             self.resume_partitions(tps)
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        """A fetch under way when the assignment changed is dropped: it must not take from the new position."""
+        async with self._fetching:
+            await super().seek_wait(partitions)
 
     async def committed(self) -> dict[int, int | None]:
         """The group's positions of the assigned event partitions."""

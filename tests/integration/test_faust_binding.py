@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from flowpilot.engine.table import headers_of
 from flowpilot.settings import Settings
@@ -70,6 +71,11 @@ class EngineProcess:
                 (owned.add if call["call"] == "assign" else owned.discard)(call["partition"])
         return owned
 
+    def said(self) -> list[str]:
+        """What it printed on stderr besides that it is ready."""
+        lines = self.errors.read_text().splitlines()
+        return [line for line in lines if not line.startswith("engine ready: ")]
+
     def alive(self) -> bool:
         assert self.process.poll() is None, self.errors.read_text()
         return True
@@ -125,6 +131,12 @@ class Bench:
         found = self._group.committed([TopicPartition(topic, number) for number in range(count)], 10)
         return {item.partition: item.offset for item in found if item.offset >= 0}
 
+    def members(self) -> int:
+        """How many members the group has now."""
+        group = self.settings.topics.app_id
+        admin = AdminClient({"bootstrap.servers": self.settings.bootstrap_servers})
+        return len(admin.describe_consumer_groups([group])[group].result(10).members)
+
     def close(self) -> None:
         for engine in self.started:
             if engine.process.poll() is None:
@@ -144,6 +156,7 @@ def test_batches_arrive_in_order_and_are_committed_and_sigterm_leaves_cleanly(be
     for partition in range(4):
         bench.send(partition, *({"n": n} for n in range(50)))
     engine.wait_for(lambda: bench.committed() == {0: 50, 1: 50, 2: 50, 3: 50})
+    assert bench.members() == 1
     assert engine.processed() == {partition: list(range(50)) for partition in range(4)}
     assert [call["committed"] for call in engine.calls("assign")] == [None] * 4
 
@@ -151,11 +164,10 @@ def test_batches_arrive_in_order_and_are_committed_and_sigterm_leaves_cleanly(be
     engine.wait_for(lambda: len(engine.processed()[2]) == 51)
     assert engine.stop() == 0, engine.errors.read_text()
     assert bench.committed()[2] == 51, "what was finished is committed on the way out"
-    assert engine.errors.read_text() == ""
+    assert engine.said() == []
     assert {item.name for item in bench.journal.parent.iterdir()} == {bench.journal.name, engine.errors.name}
 
-    successor = bench.start()
-    successor.wait_for(lambda: len(successor.owns()) == 4, timeout=5.0)  # it left: nobody waits for its session
+    assert bench.members() == 0, "it left: nobody waits for the end of its session"
 
 
 def test_timers_run_between_batches(bench: Bench) -> None:
@@ -179,7 +191,7 @@ def test_a_failure_ends_the_process_at_once_and_commits_nothing_of_its_batch(ben
     engine.wait_for(lambda: bench.committed() == {0: 10})
     bench.send(0, {"n": 10}, {"do": "fail"}, {"n": 12})
     assert engine.process.wait(10) == 70
-    [line] = engine.errors.read_text().splitlines()
+    [line] = engine.said()
     assert "RuntimeError: told to fail" in line
 
     successor = bench.start(FLOWPILOT_BATCH_SIZE="1")
@@ -188,9 +200,11 @@ def test_a_failure_ends_the_process_at_once_and_commits_nothing_of_its_batch(ben
 
 
 def test_a_killed_process_is_followed_by_one_that_reads_everything_again(bench: Bench) -> None:
+    began = time.time()
     engine = bench.start(member="m0")
     bench.send(1, *({"n": n} for n in range(5)))
     engine.wait_for(lambda: bench.committed() == {1: 5})
+    cold = engine.calls("process")[0]["at"] - began
     bench.send(1, *({"n": n} for n in range(5, 8)), {"do": "hang"})
     engine.wait_for(lambda: engine.calls("hang"))
     at = bench.committed()[1]
@@ -201,7 +215,8 @@ def test_a_killed_process_is_followed_by_one_that_reads_everything_again(bench: 
     successor.wait_for(lambda: successor.calls("hang"))
     [assign] = [call for call in successor.calls("assign") if call["partition"] == 1]
     assert assign["committed"] == assign["start"] == at
-    assert successor.calls("hang")[0]["at"] - killed < 6.0
+    took = successor.calls("hang")[0]["at"] - killed
+    assert took < max(6.0, 2 * cold), f"{took:.1f} s after the kill, {cold:.1f} s for a first start on this machine"
 
 
 def test_recovery_keeps_the_highest_src_and_epoch_not_the_last_record(bench: Bench) -> None:
@@ -310,10 +325,10 @@ def test_a_process_that_stood_still_writes_nothing_more(bench: Bench) -> None:
 def test_missing_topics_and_an_absent_broker_are_one_sentence(settings: Settings, tmp_path: Path) -> None:
     missing = EngineProcess(settings, tmp_path / "journal")
     assert missing.process.wait(20) == 1
-    [line] = missing.errors.read_text().splitlines()
+    [line] = missing.said()
     assert "run `flowpilot setup`" in line
 
     away = EngineProcess(settings.model_copy(update={"bootstrap_servers": "127.0.0.1:1"}), tmp_path / "journal")
     assert away.process.wait(30) == 7
-    [line] = away.errors.read_text().splitlines()
+    [line] = away.said()
     assert "127.0.0.1:1" in line

@@ -293,6 +293,25 @@ def test_the_long_poll_is_a_second_and_a_half() -> None:
     assert run(scene(transport.ConsumerThread)) == transport.FETCH_MAX_WAIT_MS
 
 
+def test_a_fetcher_that_is_stopped_in_a_rebalance_crashes() -> None:
+    async def scene() -> None:
+        app = stock_app()
+        app.rebalancing = True
+
+        async def drain(_: object) -> None:
+            await asyncio.Event().wait()
+
+        app.consumer = SimpleNamespace(_drain_messages=drain)  # type: ignore[assignment]
+        fetcher = consumer.Fetcher(app)
+        fetching = asyncio.ensure_future(consumer.Fetcher._fetcher.fun(fetcher))
+        await asyncio.sleep(0)
+        fetching.cancel()
+        with pytest.raises(AttributeError, match="wakeup"):
+            await fetching
+
+    run(scene())
+
+
 def test_a_new_topic_waits_for_forty_five_seconds() -> None:
     """Why the router is no part of the app."""
     assert conductor.Conductor._resubscribe_sleep_lock_seconds == 45.0
