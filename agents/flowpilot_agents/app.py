@@ -19,6 +19,8 @@ from flowpilot_agents.watch import end_process
 SESSION_TIMEOUT = 8.0
 HEARTBEAT_INTERVAL = 2.0
 COMMIT_INTERVAL: Seconds = 0.5
+# A batch that takes longer is given up on: the member leaves the group.
+MAX_POLL_INTERVAL = 60.0
 # Of a changelog in recovery; the engine takes its own batches out of it.
 RECORDS_A_FETCH = 2_000
 
@@ -52,7 +54,7 @@ class EngineApp(faust.App):
             "broker_session_timeout": SESSION_TIMEOUT,
             "broker_heartbeat_interval": HEARTBEAT_INTERVAL,
             "broker_rebalance_timeout": SESSION_TIMEOUT,
-            "broker_max_poll_interval": 60.0,
+            "broker_max_poll_interval": MAX_POLL_INTERVAL,
             "broker_max_poll_records": RECORDS_A_FETCH,
             "stream_recovery_delay": 0.0,
             "stream_wait_empty": True,

@@ -66,6 +66,14 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             return False  # rebalanced meanwhile: whoever has the partition reads the records again
         return True
 
+    def show_activity(self) -> None:
+        """A member that has nothing to fetch would leave the group as if it were stuck, and not come back."""
+        self.thread_loop.call_soon_threadsafe(self._show_activity)
+
+    def _show_activity(self) -> None:
+        with self._ensure_consumer()._subscription.fetch_context():
+            pass
+
     def pause_fetching(self, partitions: Iterable[TP], *, paused: bool) -> None:
         """Pause or resume in aiokafka itself, in the order of the calls."""
         self.thread_loop.call_soon_threadsafe(self._pause_fetching, set(partitions), paused)
@@ -118,7 +126,11 @@ class Consumer(driver.Consumer):
         # Faust's looks every second.
         while not (self.flow_active and self._get_active_partitions() and self._has_room()):
             self._changed.clear()
-            await self._changed.wait()
+            try:
+                await asyncio.wait_for(self._changed.wait(), self.app.conf.broker_max_poll_interval / 4)
+            except TimeoutError:
+                if self._has_room():  # else the engine is stuck, and the group should know
+                    self._thread.show_activity()
 
     def _has_room(self) -> bool:
         inbox = cast(Any, self._executions.inbox)

@@ -18,6 +18,7 @@ from flowpilot_agents import execution, transport, watch
 from flowpilot_agents.execution import Delivered, Executions
 from flowpilot_agents.security import credentials
 from flowpilot_agents.watch import GuardedProducer, Pulse
+from tests.waiting import eventually_async
 
 
 class Ended(BaseException):
@@ -280,6 +281,37 @@ def test_a_seek_waits_for_the_fetch_under_way() -> None:
         consumer._fetching.release()
         await seeking
         assert sought == [{"tp": 3}]
+
+    run(scene())
+
+
+@pytest.mark.parametrize(("waiting", "shown"), [(0, True), (transport.DELIVERIES_AHEAD, False)])
+def test_a_member_with_nothing_to_fetch_stays_in_the_group_and_a_stuck_one_does_not(
+    waiting: int, shown: bool
+) -> None:
+    async def scene() -> None:
+        looks = shows = 0
+
+        def active() -> set[str]:
+            nonlocal looks
+            looks += 1
+            return set() if shown else {"tp"}
+
+        def show_activity() -> None:
+            nonlocal shows
+            shows += 1
+
+        consumer: Any = object.__new__(transport.Consumer)
+        consumer.flow_active = True
+        consumer._get_active_partitions = active
+        consumer._changed = asyncio.Event()
+        consumer._thread = SimpleNamespace(show_activity=show_activity)
+        consumer._executions = SimpleNamespace(inbox=SimpleNamespace(qsize=lambda: waiting))
+        consumer.app = SimpleNamespace(conf=SimpleNamespace(broker_max_poll_interval=0.001))
+        fetching = asyncio.ensure_future(consumer._until_fetchable())
+        await eventually_async(lambda: looks > 5)
+        assert bool(shows) == shown
+        fetching.cancel()
 
     run(scene())
 
