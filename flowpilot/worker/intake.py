@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,7 +13,8 @@ from flowpilot.ports.log import Consumer, Fetched, LogUnavailable, Reader, Rebal
 from flowpilot.worker.partition import AssignedPartition
 
 _log = structlog.get_logger("flowpilot.worker")
-_POLL = 0.25
+# A commit waits for the poll before it: so long at most.
+_POLL = 0.05
 _COMMIT_INTERVAL = 0.2
 _SHORTEST_COMMIT_INTERVAL = 0.005
 _PATIENCE = 0.5  # without room for so long, partitions are paused, and polling goes on for the group's sake
@@ -64,6 +65,7 @@ class Intake:
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._commit_now = asyncio.Event()
+        self._commit_at = 0.0
         self._committing = asyncio.Lock()
         self._progress = asyncio.Event()
         self._draining = False
@@ -89,17 +91,26 @@ class Intake:
         self._draining = True
         self._has_room.set()
 
-    async def poll(self) -> None:
-        """Poll until cancelled."""
+    async def run(self) -> None:
+        """Poll and commit until cancelled; one after the other, because a client does not do both at once."""
         while True:
             try:
                 if self._draining or not self._has_room.is_set():
                     await self._poll_paused()
                 else:
                     self._add(await self._consumer.poll(max(1, self._room - self._waiting), _POLL))
+                    await self._commit_if_due()
             except LogUnavailable as error:
-                _log.warning("the queue cannot be read", topic=self._topic, error=str(error))
+                _log.warning("the queue cannot be read or committed", topic=self._topic, error=str(error))
                 await asyncio.sleep(1.0)
+
+    async def _commit_if_due(self) -> None:
+        now = time.monotonic()
+        interval = _SHORTEST_COMMIT_INTERVAL if self._commit_now.is_set() else _COMMIT_INTERVAL
+        if now - self._commit_at >= interval:
+            self._commit_at = now
+            self._commit_now.clear()
+            await self.commit()
 
     def _add(self, records: list[Fetched]) -> None:
         touched: dict[TopicPartition, AssignedPartition] = {}
@@ -116,31 +127,23 @@ class Intake:
             self._events.arrived(partition)
 
     async def _poll_paused(self) -> None:
-        if not self._draining:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._has_room.wait(), _PATIENCE)
-                return
+        """Without room: commit, which may make some; then pause, and go on polling for the group's sake."""
+        patience = time.monotonic() + _PATIENCE
+        while not self._draining and not self._has_room.is_set():
+            if time.monotonic() > patience:
+                break
+            await self._commit_if_due()
+            await _first_of(self._has_room, self._commit_now, timeout=_POLL)
+        if not self._draining and self._has_room.is_set():
+            return
         paused = list(self._partitions)
         self._consumer.pause(paused)
         try:
             while self._draining or not self._has_room.is_set():
-                self._add(await self._consumer.poll(1, 0.1))
+                self._add(await self._consumer.poll(1, _POLL))
+                await self._commit_if_due()
         finally:
             self._consumer.resume([tp for tp in paused if tp in self._partitions])
-
-    async def commit_regularly(self) -> None:
-        """Commit until cancelled: at once when somebody waits for it."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._commit_now.wait(), _COMMIT_INTERVAL)
-            self._commit_now.clear()
-            try:
-                await self.commit()
-                await asyncio.sleep(_SHORTEST_COMMIT_INTERVAL)
-            except LogUnavailable as error:
-                _log.warning("positions cannot be committed", topic=self._topic, error=str(error))
-                await asyncio.sleep(1.0)
-                self._commit_now.set()
 
     async def commit(self) -> None:
         """Commit what is finished. Raises `LogUnavailable`."""
@@ -204,3 +207,13 @@ class Intake:
         """Leave the group."""
         self._closing = True
         await self._consumer.close()
+
+
+async def _first_of(*events: asyncio.Event, timeout: float) -> None:
+    """Wait for one of the events, for `timeout` seconds at most."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -119,7 +119,7 @@ class StepWorker:
                     window=window, room=4 * self._concurrency,
                 )  # fmt: skip
                 self._intakes[topic] = intake
-                jobs += [intake.poll(), intake.commit_regularly()]
+                jobs.append(intake.run())
             tasks = [asyncio.create_task(job) for job in jobs]
             self._on_ready(self.queues)
             stopping = asyncio.create_task(self._stopping.wait())
@@ -175,6 +175,9 @@ class StepWorker:
         await asyncio.wait([flushing, *tasks], return_when=asyncio.FIRST_COMPLETED)
         flushing.cancel()
         _raise_first(tasks)
+        for task in tasks:
+            task.cancel()  # a commit waits for no poll now
+        await asyncio.gather(*tasks, return_exceptions=True)
         for intake in self._intakes.values():
             try:
                 await intake.commit()
