@@ -56,8 +56,13 @@ class Changelog:
     async def _settle(self, owned: OwnedPartition, written: Entries, mine: list[int], end: int) -> None:
         while True:
             start = owned.table.next_changelog_offset
+            if end < start or (mine and mine[0] < start):
+                raise EngineHalt(
+                    f"changelog partition {owned.partition} ends before offset {start}, up to which this process "
+                    "knows it: acknowledged records are gone, so this process ends without acknowledging anything"
+                )
             if end - start <= len(mine):
-                owned.table.next_changelog_offset = max(start, end)
+                owned.table.next_changelog_offset = end
                 return
             known = frozenset(mine)
             foreign = [item for item in await self.read(owned.partition, start, end) if item.offset not in known]

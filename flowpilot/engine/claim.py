@@ -54,7 +54,10 @@ async def claim(
     _check_log(table, events, low, end)
     _check_age(table, now)
     epoch = await _append_claim(table, changelog, events.topic_id, nonce)
+    table.claimed_at = max(table.claimed_at, now)
     won = Watermark.of(table.get(WATERMARK_KEY))
+    # An earlier owner may have gone on until the claim: what it wrote was merged, and may be newer than `end`.
+    low, end = await reader.bounds(events.topics.events, table.partition)
     _check_log(table, events, low, end)
     await _repair(table, changelog, epoch)
     start = won.offset + 1 if committed is None else min(committed, won.offset + 1)

@@ -273,7 +273,7 @@ class Engine:
         for owned in list(self._owned.values()):
             if now - owned.checked_at >= _IDLE_CHECK_MS:
                 await self._changelog.check_end(owned)
-                owned.checked_at = now
+                owned.checked_at = owned.table.claimed_at = now
 
     def live(self) -> Mapping[int, int]:
         """Entries in the table of each owned partition."""

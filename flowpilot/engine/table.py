@@ -35,6 +35,8 @@ class PartitionTable:
         self.claimed_at = 0
         self._entries: dict[bytes, Entry] = {}
         self._overtaken: set[bytes] = set()
+        # The claim under which tombstones were last forgotten: what is older and not known was removed by it.
+        self._settled_epoch = -1
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -42,7 +44,8 @@ class PartitionTable:
     def load(self, record: Fetched) -> None:
         """Take one changelog record, in offset order, in recovery or from a gap.
 
-        `claimed_at` is the broker's time of the latest watermark record: an owner was at work then.
+        `claimed_at` is the time (ms) of the latest sign of an owner at work: a watermark record's by the
+        broker's clock, or this process's own checks.
         """
         self.next_changelog_offset = max(self.next_changelog_offset, record.offset + 1)
         if record.key is None:
@@ -52,11 +55,19 @@ class PartitionTable:
             self.claimed_at = record.timestamp
         self.highest_epoch = max(self.highest_epoch, entry.epoch)
         known = self._entries.get(record.key)
-        if known is None or (entry.src, entry.epoch) >= (known.src, known.epoch):
+        if known is None and entry.value is not None and self._was_removed(entry):
+            self._entries[record.key] = Entry(None, entry.src, entry.epoch)
+            self._overtaken.add(record.key)
+        elif known is None or (entry.src, entry.epoch) >= (known.src, known.epoch):
             self._entries[record.key] = entry
             self._overtaken.discard(record.key)
         else:
             self._overtaken.add(record.key)
+
+    def _was_removed(self, entry: Entry) -> bool:
+        """Whether an unknown key's record is a late one of before the claim under which its key was removed."""
+        watermark = self._entries.get(WATERMARK_KEY)
+        return entry.epoch < self._settled_epoch and watermark is not None and entry.src <= watermark.src
 
     def overtaken(self) -> list[tuple[bytes, Entry]]:
         """The winners that are not the last record of their key: they have to be written again."""
@@ -65,6 +76,7 @@ class PartitionTable:
     def settle(self) -> None:
         """Recovery and repair are over: forget the tombstones."""
         self._overtaken.clear()
+        self._settled_epoch = self.highest_epoch
         for key in [key for key, entry in self._entries.items() if entry.value is None]:
             del self._entries[key]
 
