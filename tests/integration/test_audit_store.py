@@ -75,6 +75,15 @@ def test_batches_of_any_size_lead_to_the_same_rows(world: AuditWorld, size: int)
     assert world.differences() == []
 
 
+def test_rows_never_go_backwards(world: AuditWorld) -> None:
+    """Also if what was read before came as news, the rows compare its seq with theirs."""
+    found = events(completed())
+    world.write(found)
+    advance = Advance(PLACE, "id-1", 1, 2)
+    asyncio.run(world.store.write(Batch([advance], found[:3]), lambda batch, _heads: project(batch, {})))
+    assert world.differences() == []
+
+
 def test_every_kind_of_end_agrees_with_its_events(world: AuditWorld) -> None:
     failed, cancelled, refused = Chain(run=1), Chain(run=2), Chain(run=3)
     failed.started()
