@@ -56,7 +56,8 @@ class ConsumerFactory(Protocol):
 class Router:
     """`run` returns after `stop`, with everything acknowledged committed.
 
-    `interval`: seconds between looks for new definitions and topics, and the longest a commit is put off.
+    `interval`: seconds between looks for new definitions and topics. `commit_interval`: how long a commit may be
+    put off; what is not committed at a crash is routed again, to the same executions.
     `on_ready` is called once, with the topics, when the group has given this member its partitions.
     Raises `LogUnavailable` or `RouterStopped` if it cannot go on; starting it again is always right.
     """
@@ -71,12 +72,13 @@ class Router:
         definitions: Definitions,
         catalog: TopicCatalog,
         interval: float = 1.0,
+        commit_interval: float = 1.0,
         on_ready: Callable[[frozenset[str]], None] = lambda topics: None,
     ) -> None:
         self._topics, self._limits = topics, limits
         self._make_consumer, self._producer = consumer, producer
         self._definitions, self._catalog = definitions, catalog
-        self._interval, self._on_ready = interval, on_ready
+        self._interval, self._commit_interval, self._on_ready = interval, commit_interval, on_ready
         self._stopping = asyncio.Event()
         self._consumer: Subscriber | None = None
         self._subscribed: frozenset[str] = frozenset()
@@ -193,7 +195,7 @@ class Router:
             if delivery.error is not None:
                 raise RouterStopped(f"the topic {sent.topic} refused a record for good: {delivery.error}")
         if not self._uncommitted:
-            self._commit_due = time.monotonic() + self._interval
+            self._commit_due = time.monotonic() + self._commit_interval
         for record in records:
             partition = TopicPartition(record.topic, record.partition)
             self._positions[partition] = record.offset + 1

@@ -143,6 +143,7 @@ def test_workflows_are_applied_and_listed(cli: Cli) -> None:
     assert "another version" in conflict.stderr
 
 
+@pytest.mark.timeout(600)  # some thirty processes of the command line, one after the other
 def test_an_execution_through_the_whole_loop(cli: Cli) -> None:
     cli("setup")
     with ExitStack() as roles:

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.catalog import KafkaTopicCatalog
@@ -65,6 +66,24 @@ class World:
     async def letters(self) -> list[dict[str, Any]]:
         return await self.read(self.topics.dead_letters, self.settings.event_partitions)
 
+    async def await_starts(self, count: int) -> None:
+        async def there() -> bool:
+            return len(await self.starts()) >= count
+
+        await eventually_async(there, 60)
+
+    async def await_letters(self, count: int) -> None:
+        async def there() -> bool:
+            return len(await self.letters()) >= count
+
+        await eventually_async(there, 60)
+
+    async def await_gone(self, topic: str) -> None:
+        async def gone() -> bool:
+            return not await self.catalog.topic_ids([topic])
+
+        await eventually_async(gone, 60)
+
     async def committed(self, topic: str, partitions: int = 2) -> int:
         asked = KafkaConsumer(consumer_properties(self.settings, self.topics.router_group), [topic])
         try:
@@ -73,7 +92,7 @@ class World:
             await asked.close()
         return sum(offset or 0 for offset in found.values())
 
-    def router(self, producer: Any = None, interval: float = 0.1) -> Router:
+    def router(self, producer: Any = None, commit_interval: float = 0.1) -> Router:
         def consumer(topics: Sequence[str], **handlers: Any) -> KafkaConsumer:
             return KafkaConsumer(consumer_properties(self.settings, self.topics.router_group), topics, **handlers)
 
@@ -84,12 +103,13 @@ class World:
             producer=producer or self.producer,
             definitions=LogDefinitions(self.producer, self.reader, self.topics.definitions),
             catalog=self.catalog,
-            interval=interval,
+            interval=0.1,
+            commit_interval=commit_interval,
         )
 
     @asynccontextmanager
-    async def running(self, interval: float = 0.1) -> AsyncIterator[Router]:
-        router = self.router(interval=interval)
+    async def running(self, commit_interval: float = 0.1) -> AsyncIterator[Router]:
+        router = self.router(commit_interval=commit_interval)
         task = asyncio.create_task(router.run())
         try:
             yield router
@@ -131,11 +151,11 @@ def test_several_topics_and_workflows_with_their_dead_letters(world: World, name
         await world.publish(name, *values, b"\xff", None)
         await world.publish(world.topics.triggers, {"v": 1, "workflow": "plain", "key": "k"}, {"v": 1})
         async with world.running():
-            await eventually_async(lambda: _has(world.starts, 61))
-            await eventually_async(lambda: _has(world.letters, 2))
+            await world.await_starts(61)
+            await world.await_letters(2)
             world.create(f"{name}-late")
             await world.publish(f"{name}-late", 1, 2, 3)
-            await eventually_async(lambda: _has(world.starts, 64))
+            await world.await_starts(64)
         ids = {start["execution"] for start in await world.starts()}
         assert len(ids) == 64
         assert keyed_execution_id("keyed", "p-7") in ids
@@ -174,7 +194,7 @@ def test_a_crash_between_send_and_commit_starts_nothing_new(world: World, name: 
         assert before
         assert await world.committed(name) == 0
         async with world.running():
-            await eventually_async(lambda: _has(world.starts, 20 + len(before)))
+            await world.await_starts(20 + len(before))
         after = [start["execution"] for start in await world.starts()]
         assert len(set(after)) == 20
         assert before < set(after) or before == set(after)
@@ -187,12 +207,12 @@ def test_a_hand_over_commits_what_was_acknowledged(world: World, name: str) -> N
     async def test() -> None:
         world.create(name)
         await world.definitions.register(workflow("plain", name))
-        async with world.running(interval=3_600.0):  # only the hand-over and the end commit
+        async with world.running(commit_interval=3_600.0):  # only the hand-over and the end commit
             await world.publish(name, *range(20))
-            await eventually_async(lambda: _has(world.starts, 20))
+            await world.await_starts(20)
             async with world.running():
                 await world.publish(name, *range(20))
-                await eventually_async(lambda: _has(world.starts, 40))
+                await world.await_starts(40)
         found = [start["execution"] for start in await world.starts()]
         assert len(set(found)) == 40 == len(found)
         assert await world.committed(name) == 40
@@ -206,21 +226,13 @@ def test_a_topic_made_again_under_its_name_starts_other_executions(world: World,
         await world.definitions.register(workflow("plain", name))
         async with world.running():
             await world.publish(name, 1, 2)
-            await eventually_async(lambda: _has(world.starts, 2))
+            await world.await_starts(2)
         world.delete(name)
-        await eventually_async(lambda: _gone(world, name))
+        await world.await_gone(name)
         world.create(name, 1)
         await world.publish(name, 3, 4)
         async with world.running():
-            await eventually_async(lambda: _has(world.starts, 4))
+            await world.await_starts(4)
         assert len({start["execution"] for start in await world.starts()}) == 4
 
     asyncio.run(test())
-
-
-async def _has(read: Any, count: int) -> bool:
-    return len(await read()) >= count
-
-
-async def _gone(world: World, topic: str) -> bool:
-    return not await world.catalog.topic_ids([topic])

@@ -63,7 +63,7 @@ class World:
             producer=producer or self.log.producer(),
             definitions=LogDefinitions(self.log.producer(), self.log.reader(), TOPICS.definitions),
             catalog=self,
-            **{"interval": 0.02, **options},
+            **{"interval": 0.02, "commit_interval": 0.02, **options},
         )
 
     @asynccontextmanager
@@ -245,7 +245,7 @@ def test_two_routers_share_the_partitions_and_hand_over_without_repeating() -> N
     async def test(world: World) -> None:
         world.log.create_topic("patients", 4)
         await world.definitions.register(workflow("plain", "patients"))
-        async with world.running(interval=3_600.0) as _:  # so that only the hand-over commits
+        async with world.running(commit_interval=3_600.0):  # so that only the hand-over commits
             await world.publish("patients", *range(40))
             await until(lambda: len(world.starts()) == 40)
             async with world.running():
