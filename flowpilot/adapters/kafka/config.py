@@ -69,7 +69,8 @@ def consumer_properties(settings: Settings, group: str, *, member: str = "") -> 
         "auto.offset.reset": "earliest",
         "partition.assignment.strategy": "cooperative-sticky",
         "session.timeout.ms": 6_000,
-        "heartbeat.interval.ms": 2_000,
+        # A member hears of a rebalance with its next heartbeat, and a cooperative one takes two.
+        "heartbeat.interval.ms": 500,
         "max.poll.interval.ms": 60_000,
         "fetch.wait.max.ms": 100,
         # After a broker was away, and after a full queue has drained: at once, not after half a second or one.

@@ -1,10 +1,12 @@
-"""The consumer port on confluent-kafka: one thread polls, rebalance handlers run on the event loop."""
+"""The consumer port on confluent-kafka: one thread makes all its calls, handlers run on the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, cast
 
 from confluent_kafka import Consumer as ConfluentConsumer
@@ -27,13 +29,21 @@ _LOST = frozenset(
     }
 )
 
+# Seconds: how long a commit or a seek may have to wait for a poll that finds nothing.
+_SLICE = 0.05
+
 
 async def _nothing(_: Sequence[TopicPartition]) -> None:
     return None
 
 
 class KafkaConsumer:
-    """See `flowpilot.ports.log.Consumer`. Made and used on one event loop."""
+    """See `flowpilot.ports.log.Consumer`. Made and used on one event loop.
+
+    confluent-kafka lets one call in at a time, and a poll or a rebalance callback counts as one: a call from
+    another thread blocks until it is over. So one thread of this consumer's own makes all calls; a poll is cut
+    into short ones, and what else is asked is done between them, or within a callback while its handler runs.
+    """
 
     def __init__(
         self,
@@ -45,48 +55,80 @@ class KafkaConsumer:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._consumer = ConfluentConsumer(properties)
-        self._polling = ThreadPoolExecutor(1, thread_name_prefix="flowpilot-consumer")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flowpilot-consumer")
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._on_assigned, self._on_revoked = on_assigned, on_revoked
-        self._rebalancing = False
-        self._moved: set[TopicPartition] = set()  # by a rebalance: revoked, or sought in its handler
-        self._seeks: dict[TopicPartition, int] = {}
-        self._closed = False
+        self._moved: set[TopicPartition] = set()  # revoked since the last poll began
+        self._seeks: dict[TopicPartition, int] = {}  # to be done before anything else is fetched
+        self._paused: set[TopicPartition] = set()
         self._under_way: asyncio.Future[list[Fetched]] | None = None
         self._failed: BaseException | None = None  # by a handler: for good
         self._error: LogUnavailable | None = None
-        self.subscribe(topics)
+        self._closing = self._closed = False
+        self._subscribe(topics)
 
     def subscribe(self, topics: Sequence[str]) -> None:
         """Replace the topics that are read; takes effect with the next rebalance."""
+        self._do(lambda: self._subscribe(topics))
+
+    def _subscribe(self, topics: Sequence[str]) -> None:
         self._consumer.subscribe(
             list(topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
         )
 
+    def _do(self, job: Callable[[], Any]) -> Future[Any]:
+        """Have the thread do the job as soon as it can; jobs keep their order."""
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                done.set_result(job())
+            except BaseException as error:  # noqa: BLE001 - it is raised where the job is awaited
+                done.set_exception(error)
+
+        self._jobs.put(run)
+        if not self._closed:
+            self._thread.submit(self._serve)
+        return done
+
+    def _serve(self) -> None:
+        while not self._jobs.empty():
+            self._jobs.get()()
+
     def _assigned(self, consumer: ConfluentConsumer, partitions: list[ConfluentPartition]) -> None:
-        # Assigned here, so that the handler may already seek and pause.
-        consumer.incremental_assign(partitions)
+        # The handler goes first, so that what it sought and paused holds from the first fetch on.
         self._handle(self._on_assigned, partitions)
+        for item in partitions:
+            item.offset = self._seeks.pop(TopicPartition(item.topic, item.partition), item.offset)
+        consumer.incremental_assign(partitions)
+        held = [item for item in partitions if (item.topic, item.partition) in self._paused]
+        if held:
+            consumer.pause(held)
 
     def _revoked(self, consumer: ConfluentConsumer, partitions: list[ConfluentPartition]) -> None:
-        self._moved.update(TopicPartition(item.topic, item.partition) for item in partitions)
+        gone = {TopicPartition(item.topic, item.partition) for item in partitions}
+        self._moved |= gone
         self._handle(self._on_revoked, partitions)
+        self._paused -= gone
 
     def _handle(self, handler: Rebalanced, partitions: list[ConfluentPartition]) -> None:
         named = [TopicPartition(item.topic, item.partition) for item in partitions]
         running = cast(Coroutine[Any, Any, None], handler(named))
-        self._rebalancing = True
+        handled = asyncio.run_coroutine_threadsafe(running, self._loop)
+        handled.add_done_callback(lambda _: self._jobs.put(lambda: None))
+        while not handled.done():
+            self._jobs.get()()  # the handler's own commits, and whatever else it waits for
         try:
-            asyncio.run_coroutine_threadsafe(running, self._loop).result()
+            handled.result()
         except BaseException as error:  # noqa: BLE001 - librdkafka would swallow it; `poll` raises it
             self._failed = error
-        finally:
-            self._rebalancing = False
 
     async def poll(self, max_records: int, timeout: float) -> list[Fetched]:
         """See the port. A poll that is cancelled loses nothing: the next one returns what it had fetched."""
         if self._under_way is None:
-            seeks, self._seeks = self._seeks, {}
-            self._under_way = self._loop.run_in_executor(self._polling, self._poll, max_records, timeout, seeks)
+            self._under_way = self._loop.run_in_executor(self._thread, self._poll, max_records, timeout)
         await asyncio.wait([self._under_way])
         found, self._under_way = self._under_way.result(), None
         if self._failed is not None:
@@ -98,16 +140,9 @@ class KafkaConsumer:
             found = [record for record in found if record[:2] not in self._seeks]
         return found
 
-    def _poll(self, max_records: int, timeout: float, seeks: Mapping[TopicPartition, int]) -> list[Fetched]:
-        if self._failed is not None or self._error is not None:
-            return []
-        for partition, offset in seeks.items():
-            try:
-                self._seek(partition, offset)
-            except KafkaException:
-                continue  # it was revoked meanwhile
+    def _poll(self, max_records: int, timeout: float) -> list[Fetched]:
         # consume(n, timeout) waits for n or for the whole time: wait for the first alone, take the rest as it is.
-        first = self._consumer.poll(timeout)
+        first = self._first(time.monotonic() + timeout)
         if first is None:
             return []
         self._moved.clear()
@@ -123,20 +158,30 @@ class KafkaConsumer:
                 self._error = LogUnavailable(f"{error.name()}: {error.str()}")
         return found
 
+    def _first(self, deadline: float) -> Any:
+        while self._failed is None and self._error is None:
+            self._serve()
+            while self._seeks:
+                self._seek(*self._seeks.popitem())
+            left = deadline - time.monotonic()
+            message = self._consumer.poll(min(max(left, 0.0), _SLICE))
+            if message is not None:
+                return message
+            if left <= _SLICE or self._closing:
+                break
+        return None
+
     async def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """See the port."""
-        if not positions:
-            return
-        offsets = [ConfluentPartition(tp.topic, tp.partition, offset) for tp, offset in positions.items()]
-        await asyncio.to_thread(self._commit, offsets)
+        if positions and not self._closed:
+            offsets = [ConfluentPartition(tp.topic, tp.partition, offset) for tp, offset in positions.items()]
+            await asyncio.wrap_future(self._do(lambda: self._commit(offsets)))
 
     def _commit(self, offsets: list[ConfluentPartition]) -> None:
         try:
             answered = self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
             refused = [error.args[0]]
-        except RuntimeError:
-            return  # closed meanwhile
         else:
             refused = [item.error for item in answered if item.error is not None]
         for reason in refused:
@@ -147,7 +192,7 @@ class KafkaConsumer:
         """See the port."""
         wanted = [ConfluentPartition(*tp) for tp in partitions]
         try:
-            found = await asyncio.to_thread(self._consumer.committed, wanted, 10)
+            found = await asyncio.wrap_future(self._do(lambda: self._consumer.committed(wanted, 10)))
         except KafkaException as error:
             raise LogUnavailable(str(error)) from None
         return {
@@ -155,34 +200,45 @@ class KafkaConsumer:
         }
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """See the port. Within a rebalance handler at once, else before the next poll."""
-        if self._rebalancing:
-            self._moved.add(partition)
-            self._seek(partition, offset)
-        else:
-            self._seeks[partition] = offset
+        """See the port. What a poll under way has taken of the partition is not delivered."""
+        self._seeks[partition] = offset
 
     def _seek(self, partition: TopicPartition, offset: int) -> None:
         # incremental_assign of a partition that is assigned already fails; seek fails before the first fetch.
-        self._consumer.incremental_unassign([ConfluentPartition(*partition)])
+        try:
+            self._consumer.incremental_unassign([ConfluentPartition(*partition)])
+        except KafkaException:
+            return  # it was revoked meanwhile
         self._consumer.incremental_assign([ConfluentPartition(*partition, offset)])
+        if partition in self._paused:
+            self._consumer.pause([ConfluentPartition(*partition)])
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
-        """See the port. A poll under way may still return what it had taken."""
-        self._consumer.pause([ConfluentPartition(*tp) for tp in partitions])
+        """See the port. A poll under way may still return what it has taken."""
+        wanted = set(partitions)
+        self._paused |= wanted
+        self._do(lambda: self._consumer.pause([ConfluentPartition(*tp) for tp in wanted]))
 
     def resume(self, partitions: Iterable[TopicPartition]) -> None:
         """See the port."""
-        self._consumer.resume([ConfluentPartition(*tp) for tp in partitions])
+        wanted = set(partitions)
+        self._paused -= wanted
+        self._do(lambda: self._consumer.resume([ConfluentPartition(*tp) for tp in wanted]))
 
     async def close(self) -> None:
         """See the port. `on_revoked` is called for what it had; a poll under way ends first."""
-        if not self._closed:
-            self._closed = True
-            await self._loop.run_in_executor(self._polling, self._consumer.close)
-            self._polling.shutdown()
-            if self._failed is not None:
-                raise self._failed
+        if self._closing:
+            return
+        self._closing = True
+        await self._loop.run_in_executor(self._thread, self._leave)
+        self._closed = True  # until now handlers may have committed
+        self._thread.shutdown()
+        if self._failed is not None:
+            raise self._failed
+
+    def _leave(self) -> None:
+        self._serve()
+        self._consumer.close()
 
 
 # Reported while a broker is away or a topic is not there yet; librdkafka goes on trying.

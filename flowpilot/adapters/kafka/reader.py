@@ -36,7 +36,7 @@ class KafkaReader:
         self._consumer = ConfluentConsumer(properties)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flowpilot-reader")
         self._timeout = timeout
-        self._known: set[str] = set()
+        self._known: set[tuple[str, int]] = set()
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """See the port."""
@@ -56,14 +56,14 @@ class KafkaReader:
             raise LogUnavailable(f"{reason.name()}: {reason.str()}") from None
 
     def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
-        if topic not in self._known:
+        if (topic, partition) not in self._known:
             # Without it librdkafka's first assignment of a topic waits for its next metadata refresh (~1 s).
             found = self._consumer.list_topics(topic, timeout=self._timeout).topics[topic]
             if found.error is not None:
                 raise KafkaException(found.error)
             if partition not in found.partitions:
                 raise LogUnavailable(f"unknown partition {partition} of {topic}")
-            self._known.add(topic)
+            self._known.add((topic, partition))
         deadline = time.monotonic() + self._timeout
         while True:
             try:

@@ -1,0 +1,178 @@
+"""What only Kafka shows: control records, retention, topics and their administration."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from confluent_kafka import Producer as ConfluentProducer
+from confluent_kafka import TopicPartition as ConfluentPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin, KafkaUnreachable, PartitionsChanged, UnknownTopic
+from flowpilot.adapters.kafka.config import producer_properties, reader_properties
+from flowpilot.adapters.kafka.producer import KafkaProducer
+from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.ports.log import Delivery, LogUnavailable, Record
+from flowpilot.settings import Settings
+from tests.conftest import delete_topics
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.integration
+run = asyncio.run
+
+
+def admin_client(settings: Settings) -> AdminClient:
+    return AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+
+
+def test_a_range_whose_tail_has_no_records_ends(kafka_settings: Settings) -> None:
+    """As after compaction: the last offset of the range holds nothing that a consumer is given."""
+    topic = kafka_settings.topics.control
+    transactional = ConfluentProducer(
+        {"bootstrap.servers": kafka_settings.bootstrap_servers, "transactional.id": kafka_settings.namespace}
+    )
+    transactional.init_transactions(10)
+    transactional.begin_transaction()
+    transactional.produce(topic, b"v", b"k")
+    transactional.commit_transaction(10)
+
+    async def scenario() -> None:
+        reader = KafkaReader(reader_properties(kafka_settings))
+        assert await reader.bounds(topic, 0) == (0, 2)
+        assert [item.offset for item in await reader.read(topic, 0, 0, 2)] == [0]
+        assert await reader.read(topic, 0, 1, 2) == []
+        reader.close()
+
+    run(scenario())
+
+
+def test_a_range_whose_head_is_gone_begins_where_records_are(kafka_settings: Settings) -> None:
+    topic = kafka_settings.topics.control
+
+    async def scenario() -> None:
+        producer, reader = (
+            KafkaProducer(producer_properties(kafka_settings)),
+            KafkaReader(reader_properties(kafka_settings)),
+        )
+        await producer.send([Record(topic, b"k", b"v", 0)] * 10)
+        client = admin_client(kafka_settings)  # its answers come only while it is referred to
+        removed = client.delete_records([ConfluentPartition(topic, 0, 6)])
+        for future in removed.values():
+            future.result(10)
+        assert await reader.bounds(topic, 0) == (6, 10)
+        assert [item.offset for item in await reader.read(topic, 0, 0, 10)] == [6, 7, 8, 9]
+        assert await reader.read(topic, 0, 0, 5) == []
+        producer.close()
+        reader.close()
+
+    run(scenario())
+
+
+def test_a_gapless_producer_is_refused_nothing_it_may_send(kafka_settings: Settings) -> None:
+    """Errors found before anything is sent leave no gap, so they fail their record alone here too."""
+    topic = kafka_settings.topics.changelog
+
+    async def scenario() -> None:
+        producer = KafkaProducer(producer_properties(kafka_settings, gapless=True))
+        deliveries = await producer.send(
+            [
+                Record(topic, b"k", b"1", 0),
+                Record("no-such-topic", b"k", b"lost"),
+                Record(topic, b"k", bytes(64 << 20), 0),
+                Record(topic, b"k", b"2", 0),
+            ]
+        )
+        assert [delivery.offset for delivery in deliveries] == [0, -1, -1, 1]
+        assert await producer.send([Record(topic, b"k", b"3", 0)]) == [Delivery(0, 2)]
+        producer.close()
+
+    run(scenario())
+
+
+def test_no_broker_is_log_unavailable(settings: Settings) -> None:
+    nowhere = settings.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
+
+    async def scenario() -> None:
+        reader = KafkaReader(reader_properties(nowhere), timeout=0.5)
+        with pytest.raises(LogUnavailable):
+            await reader.bounds("topic", 0)
+        reader.close()
+        producer = KafkaProducer({**producer_properties(nowhere), "message.timeout.ms": 500})
+        with pytest.raises(LogUnavailable):
+            await producer.send([Record("topic", b"k", b"v")])
+        producer.close()
+
+    run(scenario())
+
+
+def test_setup_creates_every_topic_once(settings: Settings) -> None:
+    admin = KafkaAdmin(settings)
+    names = [topic.name for topic in settings.topics.core()] + [settings.topics.steps("notify")]
+    assert admin.exists(names) == set()
+    assert admin.setup(["notify"]) == [(name, "created") for name in names]
+    assert admin.exists([*names, "no-such-topic"]) == set(names)
+    assert admin.setup(["notify", "notify"]) == [(name, "unchanged") for name in names]
+    assert admin.partitions(settings.topics.events) == settings.event_partitions
+    assert admin.partitions(settings.topics.changelog) == settings.event_partitions
+    assert admin.partitions(settings.topics.definitions) == 1
+    assert admin.partitions(settings.topics.steps("notify")) == settings.step_partitions
+    assert admin.ensure_step_topics(["notify", "other"]) == [
+        (settings.topics.steps("notify"), "unchanged"),
+        (settings.topics.steps("other"), "created"),
+    ]
+    delete_topics(settings)
+
+
+def test_setup_configures_topics_as_declared(kafka_settings: Settings) -> None:
+    admin, client = KafkaAdmin(kafka_settings), admin_client(kafka_settings)
+    declared = {topic.name: topic.config() for topic in kafka_settings.topics.core()}
+
+    def found() -> dict[str, dict[str, str | None]]:
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in declared]
+        answers = {r.name: future.result(10) for r, future in client.describe_configs(resources).items()}
+        return {name: {key: answers[name][key].value for key in wanted} for name, wanted in declared.items()}
+
+    assert found() == declared
+    changed = ConfigResource(ResourceType.TOPIC, kafka_settings.topics.history)
+    changed.add_incremental_config(ConfigEntry("retention.ms", "1000", incremental_operation=AlterConfigOpType.SET))
+    for future in client.incremental_alter_configs([changed]).values():
+        future.result(10)
+    eventually(lambda: found() != declared)
+    outcomes = dict(admin.setup())
+    assert outcomes.pop(kafka_settings.topics.history) == "updated"
+    assert set(outcomes.values()) == {"unchanged"}
+    eventually(lambda: found() == declared)
+
+
+def test_setup_refuses_another_partition_count(kafka_settings: Settings) -> None:
+    other = kafka_settings.model_copy(update={"event_partitions": 5})
+    with pytest.raises(
+        PartitionsChanged, match=r"events has 4 partitions instead of 5.*FLOWPILOT_EVENT_PARTITIONS"
+    ):
+        KafkaAdmin(other).setup(["q"])
+    assert KafkaAdmin(kafka_settings).exists([kafka_settings.topics.steps("q")]) == set()
+
+
+def test_a_topic_id_outlives_nothing_but_the_topic(kafka_settings: Settings) -> None:
+    admin, name = KafkaAdmin(kafka_settings), kafka_settings.topics.steps("q")
+    admin.ensure_step_topics(["q"])
+    first = admin.topic_id(name)
+    assert admin.topic_id(name) == first
+    assert len(first) == 22
+    client = admin_client(kafka_settings)
+    client.delete_topics([name])[name].result(10)
+    eventually(lambda: not admin.exists([name]))
+    with pytest.raises(UnknownTopic, match="flowpilot setup"):
+        admin.topic_id(name)
+    admin.ensure_step_topics(["q"])
+    assert admin.topic_id(name) != first
+
+
+def test_administration_says_what_is_wrong(settings: Settings) -> None:
+    nowhere = settings.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
+    with pytest.raises(KafkaUnreachable, match=r"cannot reach Kafka at 127\.0\.0\.1:1"):
+        KafkaAdmin(nowhere, timeout=0.5).setup()
+    too_many = settings.model_copy(update={"replication_factor": 9})
+    with pytest.raises(AdminError, match="FLOWPILOT_REPLICATION_FACTOR"):
+        KafkaAdmin(too_many).setup()
