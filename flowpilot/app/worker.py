@@ -19,6 +19,9 @@ from flowpilot.settings import Settings, load_settings
 from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.worker import StepWorker
 
+# Answers that end together travel together: half of the client's CPU for a third of a millisecond.
+_LINGER_MS = 0.3
+
 
 class Worker:
     """Runs the steps of `workflows` in this process, and registers their definitions.
@@ -59,7 +62,7 @@ class Worker:
         """`run` on the running loop, without a look at signals."""
         settings = self._settings
         await asyncio.to_thread(KafkaAdmin(settings).ensure_step_topics, self.queues)
-        producer = KafkaProducer(producer_properties(settings))
+        producer = KafkaProducer({**producer_properties(settings), "linger.ms": _LINGER_MS})
         reader = KafkaReader(reader_properties(settings))
         try:
             worker = StepWorker(

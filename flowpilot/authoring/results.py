@@ -31,7 +31,8 @@ def to_json(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
             raise NotSerialisable("it holds NaN or an infinity")
         if b"null" in data and adapter is None and _has_nan(pydantic_core.to_jsonable_python(value)):
             raise NotSerialisable("it holds NaN or an infinity")
-        if is_deeper(decode(data), MAX_DEPTH):
+        plain = decode(data)
+        if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(plain, MAX_DEPTH):
             raise NotSerialisable(f"it is nested deeper than {MAX_DEPTH} levels")
     except NotSerialisable:
         raise

@@ -129,11 +129,9 @@ class Intake:
     async def _poll_paused(self) -> None:
         """Without room: commit, which may make some; then pause, and go on polling for the group's sake."""
         patience = time.monotonic() + _PATIENCE
-        while not self._draining and not self._has_room.is_set():
-            if time.monotonic() > patience:
-                break
+        while not self._draining and not self._has_room.is_set() and time.monotonic() < patience:
             await self._commit_if_due()
-            await _first_of(self._has_room, self._commit_now, timeout=_POLL)
+            await _set_within(self._has_room, _SHORTEST_COMMIT_INTERVAL)
         if not self._draining and self._has_room.is_set():
             return
         paused = list(self._partitions)
@@ -209,11 +207,10 @@ class Intake:
         await self._consumer.close()
 
 
-async def _first_of(*events: asyncio.Event, timeout: float) -> None:
-    """Wait for one of the events, for `timeout` seconds at most."""
-    waits = [asyncio.create_task(event.wait()) for event in events]
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, `seconds` at most."""
     try:
-        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
