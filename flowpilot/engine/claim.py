@@ -9,16 +9,16 @@ import structlog
 from flowpilot.core.murmur2 import partition_of
 from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.errors import EngineHalt, PartitionStopped
-from flowpilot.engine.owned import OwnedPartition, Trial, Watermark
+from flowpilot.engine.owned import OwnedPartition, Watermark
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
 from flowpilot.ports.log import Reader
 from flowpilot_schemas.ids import root_id
 from flowpilot_schemas.topics import HOUR, Topics
 
 _CLAIMS = 100
-_PROBATION = 500
-# A record in hand at this many crashes is not taken in hand again.
-CRASHES = 3
+# What was in hand when the last process ended lies within a batch after the watermark.
+_TRIAL_REACH = 500
+_TRIALS_KEPT = 50
 
 log = structlog.get_logger()
 
@@ -71,24 +71,19 @@ async def claim(
             committed=committed,
         )
     start = max(start, low)
+    won = won._replace(trials=tuple([trial for trial in won.trials if trial.last >= start][-_TRIALS_KEPT:]))
     owned = OwnedPartition(
         table,
         epoch,
         won,
         recovered_watermark=won.offset,
         sent_through=(committed if committed is not None else start) - 1,
-        probation=_PROBATION if won.trial is not None and won.trial.tries > 1 else 0,
+        trial_until=max([won.offset + _TRIAL_REACH, *(trial.last for trial in won.trials)]),
     )
     owned.sent_through = min(owned.sent_through, start - 1)
     table.put(WATERMARK_KEY, won.entry(epoch))
     owned.index_all()
     return owned, start
-
-
-def next_trial(watermark: Watermark, offset: int) -> Trial:
-    """The trial to be written before the record at `offset` is taken in hand."""
-    last = watermark.trial
-    return Trial(offset, last.tries + 1 if last is not None and last.offset == offset else 1)
 
 
 async def _append_claim(table: PartitionTable, changelog: Changelog, topic_id: str, nonce: str) -> int:

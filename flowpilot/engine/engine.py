@@ -17,12 +17,12 @@ import structlog
 from flowpilot.core.dead_letters import dead_letter, dead_letter_key
 from flowpilot.core.render import is_over
 from flowpilot.engine.changelog import Changelog
-from flowpilot.engine.claim import CRASHES, EventsTopic, claim, next_trial
+from flowpilot.engine.claim import EventsTopic, claim
 from flowpilot.engine.errors import DefinitionNeeded, EngineHalt, PartitionStopped
 from flowpilot.engine.fold import Fold, Frame, Output
 from flowpilot.engine.housekeeping import due_events, tombstones
 from flowpilot.engine.overlay import Overlay
-from flowpilot.engine.owned import OwnedPartition
+from flowpilot.engine.owned import OwnedPartition, Trial
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
 from flowpilot.ports.log import Fetched, Producer, Reader, Record
 from flowpilot_schemas import messages as m
@@ -30,6 +30,8 @@ from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import WorkflowDefinition
 
 _IDLE_CHECK_MS = 3_000
+# A record in hand at this many crashes is not taken in hand again.
+CRASHES = 3
 
 log = structlog.get_logger()
 
@@ -119,30 +121,36 @@ class Engine:
             owned = self._owned.get(partition)
             if owned is None:
                 continue  # revoked while another was on trial
-            if not owned.tried or owned.probation > 0:
+            if records[0].offset <= owned.trial_until:
                 done += await self._process_on_trial(owned, records)
             else:
                 together.append((owned, records))
         return done + await self._process(together)
 
     async def _process_on_trial(self, owned: OwnedPartition, records: list[Fetched]) -> list[Fetched]:
-        """The first records after a claim: a record that ends the process every time has to become known."""
+        """The first records after a claim: a record that ends the process every time has to become known.
+
+        What is in hand is written down first; what was in hand when a process ended is taken one by one.
+        """
         done: list[Fetched] = []
         while records and self._owned.get(owned.partition) is owned:
-            trial = next_trial(owned.watermark, records[0].offset)
-            owned.watermark = owned.watermark._replace(trial=trial)
-            owned.tried = True
-            await self._changelog.append([(owned, {WATERMARK_KEY: owned.watermark.entry(owned.epoch)})])
-            if trial.tries > CRASHES:
-                await self._give_up_on(records[0])
-                done += await self._process([(owned, records[:1])], skip=True)
-                records = records[1:]
-                continue
-            alone = owned.probation > 0 or trial.tries > 1
-            share, records = (records[:1], records[1:]) if alone else (records, [])
-            done += await self._process([(owned, share)])
-            owned.probation = max(0, owned.probation - 1)
+            crashes = [owned.watermark.crashes(record.offset) for record in records]
+            size = 1 if crashes[0] else next((place for place, count in enumerate(crashes) if count), len(records))
+            share, records = records[:size], records[size:]
+            given_up = crashes[0] >= CRASHES
+            if given_up:
+                await self._give_up_on(share[0])
+            else:
+                await self._write_trial(owned, Trial(share[0].offset, share[-1].offset))
+            done += await self._process([(owned, share)], skip=given_up)
         return done
+
+    async def _write_trial(self, owned: OwnedPartition, trial: Trial) -> None:
+        """The batch's own watermark takes it back; if that is never written, the trial has ended the process."""
+        before = owned.watermark
+        owned.watermark = before._replace(trials=(*before.trials, trial))
+        await self._changelog.append([(owned, {WATERMARK_KEY: owned.watermark.entry(owned.epoch)})])
+        owned.watermark = before
 
     async def _give_up_on(self, record: Fetched) -> None:
         detail = f"{CRASHES} processes ended while this record was in hand"
@@ -186,7 +194,7 @@ class Engine:
             return _Work(owned, [], overlay, [], {})
         entries = {key: Entry(value, src, owned.epoch) for key, value, src in overlay.writes()}
         reached = max(owned.watermark.offset, covered[-1].offset)
-        owned.watermark = owned.watermark._replace(offset=reached, trial=None)
+        owned.watermark = owned.watermark._replace(offset=reached)
         entries[WATERMARK_KEY] = owned.watermark.entry(owned.epoch)
         return _Work(owned, covered, overlay, frame.outputs, entries)
 

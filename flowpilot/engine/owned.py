@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -18,10 +18,10 @@ from flowpilot_schemas.definition import WorkflowDefinition
 
 
 class Trial(NamedTuple):
-    """The first record that a claim takes in hand, and how many claims have done so."""
+    """Records that a claim took in hand (both ends included). It stays if the process ended over them."""
 
-    offset: int
-    tries: int
+    first: int
+    last: int
 
 
 class Watermark(NamedTuple):
@@ -30,13 +30,17 @@ class Watermark(NamedTuple):
     offset: int = -1
     nonce: str = ""
     topic_id: str = ""
-    trial: Trial | None = None
+    trials: tuple[Trial, ...] = ()
+
+    def crashes(self, offset: int) -> int:
+        """How many processes ended while the record at `offset` was in hand."""
+        return sum(trial.first <= offset <= trial.last for trial in self.trials)
 
     def entry(self, epoch: int) -> Entry:
         """As it lies in the table and in the changelog."""
-        value = {"w": self.offset, "n": self.nonce, "t": self.topic_id}
-        if self.trial is not None:
-            value["try"] = list(self.trial)
+        value: dict[str, Any] = {"w": self.offset, "n": self.nonce, "t": self.topic_id}
+        if self.trials:
+            value["try"] = [list(trial) for trial in self.trials]
         return Entry(orjson.dumps(value), self.offset, epoch)
 
     @classmethod
@@ -45,8 +49,7 @@ class Watermark(NamedTuple):
         if value is None:
             return cls()
         found = orjson.loads(value)
-        trial = Trial(*found["try"]) if "try" in found else None
-        return cls(found["w"], found["n"], found["t"], trial)
+        return cls(found["w"], found["n"], found["t"], tuple([Trial(*trial) for trial in found.get("try", ())]))
 
 
 class Ended(NamedTuple):
@@ -65,9 +68,8 @@ class OwnedPartition:
     watermark: Watermark
     recovered_watermark: int
     sent_through: int
-    # Records still to be taken one by one, because claims before this one did not survive their first batch.
-    probation: int = 0
-    tried: bool = False
+    # Up to here the changelog is told what is in hand before it is: some record there may end the process.
+    trial_until: int = -1
     deadlines: DueIndex = field(default_factory=DueIndex)
     forgets: DueIndex = field(default_factory=DueIndex)
     ended: deque[Ended] = field(default_factory=deque)

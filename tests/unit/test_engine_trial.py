@@ -1,0 +1,133 @@
+"""A record that ends the process every time is given up after three crashes; its neighbours are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from flowpilot.engine.fold import Fold
+from flowpilot.ports.log import Fetched
+from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, drain, quiet  # noqa: F401
+
+
+class Killed(BaseException):
+    """The process ends without another word, as by a signal."""
+
+
+@pytest.fixture
+def kills(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The offsets whose fold ends the process."""
+    deadly: set[int] = set()
+    whole = Fold.record
+
+    def record(self: Fold, record: Fetched) -> None:
+        if record.offset in deadly:
+            raise Killed
+        whole(self, record)
+
+    monkeypatch.setattr(Fold, "record", record)
+    return deadly
+
+
+def crashes_until_done(world: World, most: int, work: Callable[[Owner], object] = drain) -> int:
+    """Start processes one after another until one lives through it."""
+    for crash in range(most):
+        owner = world.owner()
+        try:
+            work(owner)
+        except Killed:
+            owner.crash()
+        else:
+            return crash
+    raise AssertionError(f"still dying after {most} processes")
+
+
+@pytest.mark.parametrize("place", [0, 1, 3, 7])
+@pytest.mark.parametrize("most", [1, 4, 500])
+def test_it_becomes_a_dead_letter_wherever_in_its_batch_it_lies(kills: set[int], place: int, most: int) -> None:
+    world = World()
+    executions = [world.start(BRIEF, str(number)) for number in range(8)]
+    kills.add(place)
+    assert crashes_until_done(world, 9, lambda owner: drain(owner, most)) <= 4
+    assert set(world.dead_letters()) == {("engine_crash", place)}
+    for number, execution in enumerate(executions):
+        assert world.history(execution) == ([] if number == place else ["ExecutionStarted", "StepReady"])
+
+
+def test_several_of_them_in_one_batch(kills: set[int]) -> None:
+    world = World()
+    executions = [world.start(BRIEF, str(number)) for number in range(8)]
+    kills |= {2, 5}
+    crashes_until_done(world, 12)
+    assert set(world.dead_letters()) == {("engine_crash", 2), ("engine_crash", 5)}
+    assert sum(bool(world.history(execution)) for execution in executions) == 6
+
+
+def test_it_stays_given_up_when_the_commit_is_lost(kills: set[int]) -> None:
+    world = World()
+    for number in range(4):
+        world.start(BRIEF, str(number))
+    kills.add(1)
+    crashes_until_done(world, 9)
+    world.committed.clear()
+    world.lawful[0].crash()
+    assert crashes_until_done(world, 9) == 0
+
+
+def test_a_process_that_is_killed_once_makes_no_record_a_suspect() -> None:
+    """`kill -9` in the first batch: afterwards that batch is taken one by one, then batches go on."""
+    world = World()
+    for number in range(6):
+        world.start(BRIEF, str(number))
+    owner = world.owner()
+    owner.process(owner.fetch(3)).before(lambda record: record.topic == T.history)
+    owner.crash()
+    heir = world.owner()
+    drain(heir, 3)
+    assert world.dead_letters() == []
+    assert heir.engine._owned[0].watermark.offset == 5
+    before = len(world.log.records(T.changelog))
+    for number in range(10, 30):
+        world.start(CHAIN, str(number))
+    drain(heir)
+    fresh = world.log.records(T.changelog)[before:]
+    assert sum(record.key == b"wm" for record in fresh) == 2  # one batch, announced and done
+
+
+def test_replayed_records_are_given_up_as_well(kills: set[int]) -> None:
+    """One that lies below the watermark, where only its outputs are sent again."""
+    world = World()
+    for number in range(3):
+        world.start(BRIEF, str(number))
+    owner = world.owner()
+    owner.process(owner.fetch(9)).to_end()
+    owner.crash()
+    kills.add(1)
+    crashes_until_done(world, 9)
+    assert ("engine_crash", 1) in world.dead_letters()
+
+
+def test_far_behind_the_commit_it_is_found_too(kills: set[int]) -> None:
+    """Many batches are read again before the record that ends the process comes."""
+    world = World()
+    for number in range(60):
+        world.start(BRIEF, str(number))
+    owner = world.owner()
+    while owner.positions[0] < 40:
+        owner.process(owner.fetch(10)).to_end()  # and nothing is committed
+    owner.crash()
+    kills.add(57)
+    assert crashes_until_done(world, 9, lambda owner: drain(owner, 10)) <= 4
+    assert set(world.dead_letters()) == {("engine_crash", 57)}
+
+
+def test_later_batches_are_not_announced() -> None:
+    world = World()
+    for number in range(700):
+        world.raw(b"%d" % number)
+    owner = world.owner()
+    while batch := owner.fetch(100):
+        owner.process(batch).to_end()
+    written = [record.value or b"" for record in world.log.records(T.changelog)]
+    assert sum(b"try" in value for value in written) == 5
