@@ -1,0 +1,275 @@
+"""The commit protocol under random faults, and that the storm would notice each rule's absence.
+
+`storm(seed)` is one run; a seed that fails fails again. The mutants are the failing variants of the model check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from flowpilot.core import decide
+from flowpilot.core.state import Execution, OutboxEntry
+from flowpilot.engine import claim as claiming
+from flowpilot.engine import engine as engines
+from flowpilot.engine import housekeeping
+from flowpilot.engine.changelog import Changelog
+from flowpilot.engine.engine import Engine
+from flowpilot.engine.errors import EngineHalt
+from flowpilot.engine.fold import Fold
+from flowpilot.engine.overlay import Overlay
+from flowpilot.engine.owned import OwnedPartition
+from flowpilot.engine.table import PartitionTable, entry_of
+from flowpilot.ports.log import Fetched
+from tests.property.storm import Storm, storm
+from tests.unit.engine_world import T, quiet  # noqa: F401
+
+SEEDS = 300
+_AT_ONCE = 20
+_MUTANT_SEEDS = 250
+
+
+@pytest.fixture(autouse=True)
+def no_record_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storm crashes more often than three times: here no record is the reason."""
+    monkeypatch.setattr(engines, "CRASHES", 10**9)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, _AT_ONCE))
+def test_whatever_happens_the_log_alone_decides(first: int) -> None:
+    wrong = {seed: found[:5] for seed in range(first, first + _AT_ONCE) if (found := storm(seed))}
+    assert not wrong
+
+
+def test_the_storm_reaches_what_it_is_for() -> None:
+    """Of some seeds: replays, repairs, forgetting, new runs, refusals and dead letters do occur."""
+    kinds: set[str] = set()
+    repeated = epochs = tombstones = 0
+    for seed in range(8):
+        run = Storm(seed)
+        run.run()
+        history = run.world.values(T.history)
+        kinds |= {value["type"] for value in history}
+        places = [(value["execution"], value["run"], value["seq"]) for value in history]
+        repeated += len(places) - len(set(places))
+        changelog = run.world.log.records(T.changelog)
+        epochs = max(epochs, *(entry_of(record).epoch for record in changelog))
+        tombstones += sum(record.value is None for record in changelog)
+    assert repeated > 20
+    assert epochs > 5
+    assert tombstones > 20
+    assert kinds >= {
+        *("ExecutionStarted", "ExecutionCompleted", "ExecutionFailed", "ExecutionCancelled", "StartRefused"),
+        *("StepReady", "StepStarted", "StepRetryScheduled", "StepTimedOut", "StepSkipped", "DispatchFailed"),
+        *("StartDeduplicated", "KeyConflict", "CompletionIgnored"),
+    }
+
+
+# -- mutants --------------------------------------------------------------------------------------------------
+
+Patch = pytest.MonkeyPatch
+Shares = Sequence[tuple[OwnedPartition, list[Fetched]]]
+
+
+def outputs_before_state(patch: Patch) -> None:
+    async def process(self: Any, shares: Shares, *, skip: bool = False) -> list[Fetched]:
+        works = [await self._fold(owned, [] if skip else records, records) for owned, records in shares]
+        works = [work for work in works if work.records]
+        await self._send([output for work in works for output in work.outputs])
+        await self._changelog.append([(work.owned, work.entries) for work in works])
+        for work in works:
+            self._put(work)
+        return [record for work in works for record in work.records]
+
+    patch.setattr(Engine, "_process", process)
+
+
+def acknowledged_before_outputs(patch: Patch) -> None:
+    """What is finished is told before the outputs are sent: a commit may overtake them."""
+
+    async def process(self: Any, shares: Shares, *, skip: bool = False) -> list[Fetched]:
+        works = [await self._fold(owned, [] if skip else records, records) for owned, records in shares]
+        works = [work for work in works if work.records]
+        await self._changelog.append([(work.owned, work.entries) for work in works])
+        owner = self._producer._world.lawful
+        for work in works:
+            process = owner.get(work.owned.partition)
+            if process is not None and process.engine is self:
+                process.world.committed[work.owned.partition] = work.records[-1].offset + 1
+        await self._send([output for work in works for output in work.outputs])
+        for work in works:
+            self._put(work)
+        return [record for work in works for record in work.records]
+
+    patch.setattr(Engine, "_process", process)
+
+
+def outbox_overwritten(patch: Patch) -> None:
+    def kept(self: Fold, before: Execution, begins: bool) -> tuple[OutboxEntry, ...]:
+        return ()
+
+    patch.setattr(Fold, "_kept", kept)
+
+
+def history_not_in_the_outbox(patch: Patch) -> None:
+    whole = Fold._send_again
+
+    def send_again(self: Any, record: Fetched, state: Execution) -> bool:
+        outputs = self._frame.outputs
+        before = len(outputs)
+        found = whole(self, record, state)
+        outputs[before:] = [output for output in outputs[before:] if output.record.topic != T.history]
+        return found
+
+    patch.setattr(Fold, "_send_again", send_again)
+
+
+def replay_sends_nothing(patch: Patch) -> None:
+    patch.setattr(Fold, "_send_again", lambda self, record, state: True)
+
+
+def last_record_wins(patch: Patch) -> None:
+    def load(self: Any, record: Fetched) -> None:
+        self.next_changelog_offset = max(self.next_changelog_offset, record.offset + 1)
+        entry = entry_of(record)
+        self.highest_epoch = max(self.highest_epoch, entry.epoch)
+        self._entries[record.key] = entry
+
+    patch.setattr(PartitionTable, "load", load)
+
+
+def no_repair(patch: Patch) -> None:
+    """protocol.md b1, b2, c2: neither at recovery nor while serving."""
+    patch.setattr(PartitionTable, "overtaken", lambda self: [])
+    patch.setattr("flowpilot.engine.changelog._answer", _only_halt)
+
+
+def _only_halt(owned: OwnedPartition, written: Any, foreign: Sequence[Fetched]) -> dict[bytes, Any]:
+    if any(entry_of(record).epoch > owned.epoch for record in foreign):
+        raise EngineHalt("newer")
+    return {}
+
+
+def no_gap_check(patch: Patch) -> None:
+    async def settle(self: Any, owned: OwnedPartition, written: Any, mine: list[int], end: int) -> None:
+        owned.table.next_changelog_offset = max(owned.table.next_changelog_offset, end)
+
+    patch.setattr(Changelog, "_settle", settle)
+
+
+def below_the_watermark_nothing(patch: Patch) -> None:
+    """protocol.md a3."""
+    whole = Fold._dead_letter
+
+    def dead_letter(self: Any, record: Fetched, reason: str, detail: str) -> None:
+        if record.offset > self._frame.recovered_watermark:
+            whole(self, record, reason, detail)
+
+    patch.setattr(Fold, "_dead_letter", dead_letter)
+
+
+def tombstones_at_once(patch: Patch) -> None:
+    """protocol.md c7: what a finished run needs for its last outputs is removed before they are sent."""
+    whole = Overlay.writes
+
+    def writes(self: Any) -> Any:
+        yield from whole(self)
+        for state in self.changed.values():
+            if state.forgotten:
+                yield state.id.encode(), None, state.src
+
+    patch.setattr(Overlay, "writes", writes)
+
+
+def payloads_removed_unsent(patch: Patch) -> None:
+    whole = housekeeping.tombstones
+
+    def tombstones(owned: OwnedPartition) -> Any:
+        owned.sent_through, before = 10**9, owned.sent_through
+        try:
+            return whole(owned)
+        finally:
+            owned.sent_through = before
+
+    patch.setattr(engines, "tombstones", tombstones)
+
+
+def starts_at_the_watermark(patch: Patch) -> None:
+    """The committed position is left out of rule 1 (v): what was folded counts as sent."""
+    whole = claiming.claim
+
+    async def claim(*given: Any) -> Any:
+        owned, _ = await whole(*given)
+        return owned, owned.watermark.offset + 1
+
+    patch.setattr(engines, "claim", claim)
+
+
+def starts_at_the_commit(patch: Patch) -> None:
+    """The watermark is left out of rule 1 (v), and the sent mark is the watermark."""
+    whole = claiming.claim
+
+    async def claim(*given: Any) -> Any:
+        owned, start = await whole(*given)
+        owned.sent_through = owned.watermark.offset
+        return owned, start
+
+    patch.setattr(engines, "claim", claim)
+
+
+def forgets_by_the_batch(patch: Patch) -> None:
+    """Rule 0: a Forget that overlooks what its own batch finished."""
+
+    def forget(self: Any, record: Fetched, message: Any) -> None:
+        bound = min(message.before, record.timestamp)
+        for execution in self._frame.forgettable(bound):
+            state = self._overlay.state(execution)
+            if state is None or record.offset <= state.src or state.forget_at is None or state.forget_at > bound:
+                continue
+            after = decide.forget(state)._replace(src=record.offset, outbox=self._kept(state, begins=False))
+            self._overlay.put(after)
+
+    patch.setattr(Fold, "_forget", forget)
+
+
+def inputs_without_a_state_removed(patch: Patch) -> None:
+    whole = OwnedPartition.index_all
+
+    def index_all(self: OwnedPartition) -> None:
+        mark, self.watermark = self.watermark, self.watermark._replace(offset=10**9)
+        whole(self)
+        self.watermark = mark
+
+    patch.setattr(OwnedPartition, "index_all", index_all)
+
+
+MUTANTS: list[Callable[[Patch], None]] = [
+    outputs_before_state,
+    acknowledged_before_outputs,
+    outbox_overwritten,
+    history_not_in_the_outbox,
+    replay_sends_nothing,
+    last_record_wins,
+    no_repair,
+    no_gap_check,
+    below_the_watermark_nothing,
+    tombstones_at_once,
+    payloads_removed_unsent,
+    starts_at_the_watermark,
+    starts_at_the_commit,
+    forgets_by_the_batch,
+    inputs_without_a_state_removed,
+]
+
+
+def seeds_needed(most: int = _MUTANT_SEEDS) -> int | None:
+    """How many seeds it takes until a storm goes wrong; None if none of them does."""
+    return next((seed + 1 for seed in range(most) if storm(seed)), None)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_the_storm_finds_a_rule_that_is_left_out(mutant: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    mutant(monkeypatch)
+    assert seeds_needed() is not None
