@@ -203,7 +203,7 @@ class Fold:
         self, state: Execution, entry: OutboxEntry, events: Sequence[CoreEvent], kept: tuple[OutboxEntry, ...]
     ) -> Execution:
         rendered = render(self._definition_of(state), state, entry, events, self._overlay, self._home)
-        self._frame.outputs.extend(self._output(message) for message in rendered.messages)
+        self._send(rendered.messages)
         return state._replace(seq=rendered.seq, head=rendered.head, outbox=(*kept, entry))
 
     def _send_again(self, record: Fetched, state: Execution) -> bool:
@@ -222,7 +222,7 @@ class Fold:
                 if not is_over(owner):
                     raise
                 continue  # removed only after everything had been sent
-            self._frame.outputs.extend(self._output(message) for message in rendered.messages)
+            self._send(rendered.messages)
         return found
 
     def _before_the_run(self, record: Fetched, execution: str, message: m.StartExecution | decide.Message) -> None:
@@ -233,12 +233,19 @@ class Fold:
     def _definition_of(self, state: Execution) -> WorkflowDefinition | None:
         return None if state.refused else self._overlay.definition(state.definition)
 
+    def _send(self, messages: Sequence[Outgoing]) -> None:
+        """To the outputs; but nobody who starts an execution makes the engine write to a topic of his choice."""
+        replies = self._frame.topics.replies
+        self._frame.outputs.extend(
+            self._output(message) for message in messages if message.kind != "reply" or message.topic == replies
+        )
+
     def _output(self, message: Outgoing) -> Output:
         topics = self._frame.topics
         if message.kind == "step":
             topic = topics.steps(message.queue or "")
         else:
-            topic = message.topic or {"history": topics.history, "control": topics.control}[message.kind]
+            topic = {"history": topics.history, "control": topics.control, "reply": topics.replies}[message.kind]
         record = Record(topic, message.key.encode(), message.value, message.partition, message.headers)
         return Output(record, message.key if message.kind == "step" else None)
 

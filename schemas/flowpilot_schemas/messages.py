@@ -19,6 +19,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Text = Annotated[str, StringConstraints(max_length=1_000)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY)]
 Offset = Annotated[int, Field(ge=0, le=2**62)]
+Partition = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class _Message(BaseModel):
@@ -38,7 +39,7 @@ class Origin(BaseModel):
 
     topic: Text
     topic_id: Text
-    partition: Annotated[int, Field(ge=0)]
+    partition: Partition
     offset: Offset
 
 
@@ -48,7 +49,7 @@ class ReplyTo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     topic: Text
-    partition: Annotated[int, Field(ge=0)]
+    partition: Partition
     key: Text | None = None
 
 
