@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel
 
+import flowpilot
 from flowpilot import DefinitionError, InputInvalid, Retry, StepContext, Workflow, on_topic, output_of
 
 
@@ -394,3 +395,9 @@ def test_a_refused_step_leaves_the_workflow_as_it_was() -> None:
     with pytest.raises(DefinitionError):
         workflow.add_step(lambda create_patient: None, name="create_patient")
     assert workflow.definition.hash == before
+
+
+def test_every_name_of_the_package_is_there_and_no_other() -> None:
+    assert {name for name in flowpilot.__all__ if getattr(flowpilot, name, None) is None} == set()
+    with pytest.raises(AttributeError, match="no attribute 'Agent'"):
+        _ = flowpilot.Agent
