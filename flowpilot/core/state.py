@@ -109,7 +109,7 @@ def _pack(state: Execution) -> dict[str, Any]:
     if state.steps:
         value["steps"] = [_pack_step(step) for step in state.steps]
         value["open"] = state.open
-    if state.limits != _DEFAULT_LIMITS:
+    if state.limits is not _DEFAULT_LIMITS and state.limits != _DEFAULT_LIMITS:
         value["limits"] = state.limits.model_dump()
     for name, default in _OPTIONAL.items():
         field = getattr(state, name)

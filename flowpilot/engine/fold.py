@@ -62,6 +62,8 @@ class Fold:
         self._frame = frame
         self._overlay = frame.overlay
         self._home = Home(frame.topics.events, frame.partition)
+        topics = frame.topics
+        self._topics = {"history": topics.history, "control": topics.control, "reply": topics.replies}
 
     def record(self, record: Fetched) -> None:
         """Fold one record, wholly or (if it raises) not at all.
@@ -184,12 +186,15 @@ class Fold:
         if decision.output is not None:
             step, output = decision.output
             self._overlay.put_payload(output_key(after.id, after.run, step), output, record.offset)
-        if told:
-            entry = OutboxEntry(
-                record.offset, record.timestamp, after.seq + 1, after.head, [pack(event) for event in told]
-            )
-            after = self._render(after, entry, told, kept)
-        self._overlay.put(after._replace(src=record.offset, outbox=after.outbox if told else kept))
+        if not told:
+            self._overlay.put(after._replace(src=record.offset, outbox=kept))
+            return
+        packed = [pack(event) for event in told]
+        entry = OutboxEntry(record.offset, record.timestamp, after.seq + 1, after.head, packed)
+        rendered = render(self._definition_of(after), after, entry, told, self._overlay, self._home)
+        self._send(rendered.messages)
+        outbox = (*kept, entry)
+        self._overlay.put(after._replace(src=record.offset, seq=rendered.seq, head=rendered.head, outbox=outbox))
 
     def _kept(self, before: Execution, begins: bool) -> tuple[OutboxEntry, ...]:
         """The entries that may not have been sent yet. Those of an earlier run say whose they are."""
@@ -198,13 +203,6 @@ class Fold:
             earlier = before._replace(outbox=(), steps=())
             unsent = tuple([entry if entry.of else entry._replace(of=earlier) for entry in unsent])
         return unsent
-
-    def _render(
-        self, state: Execution, entry: OutboxEntry, events: Sequence[CoreEvent], kept: tuple[OutboxEntry, ...]
-    ) -> Execution:
-        rendered = render(self._definition_of(state), state, entry, events, self._overlay, self._home)
-        self._send(rendered.messages)
-        return state._replace(seq=rendered.seq, head=rendered.head, outbox=(*kept, entry))
 
     def _send_again(self, record: Fetched, state: Execution) -> bool:
         """The record was folded before: whatever it caused may not have been sent. False if nothing is kept."""
@@ -235,19 +233,19 @@ class Fold:
 
     def _send(self, messages: Sequence[Outgoing]) -> None:
         """To the outputs; but nobody who starts an execution makes the engine write to a topic of his choice."""
-        replies = self._frame.topics.replies
-        self._frame.outputs.extend(
-            self._output(message) for message in messages if message.kind != "reply" or message.topic == replies
-        )
+        outputs, topics = self._frame.outputs, self._topics
+        for kind, key, value, headers, queue, topic, partition in messages:
+            if kind == "step":
+                step = Record(self._step_topic(queue), key.encode(), value, partition, headers)
+                outputs.append(Output(step, key))
+            elif kind != "reply" or topic == topics["reply"]:
+                outputs.append(Output(Record(topics[kind], key.encode(), value, partition, headers)))
 
-    def _output(self, message: Outgoing) -> Output:
-        topics = self._frame.topics
-        if message.kind == "step":
-            topic = topics.steps(message.queue or "")
-        else:
-            topic = {"history": topics.history, "control": topics.control, "reply": topics.replies}[message.kind]
-        record = Record(topic, message.key.encode(), message.value, message.partition, message.headers)
-        return Output(record, message.key if message.kind == "step" else None)
+    def _step_topic(self, queue: str | None) -> str:
+        name = f"steps/{queue}"
+        if name not in self._topics:
+            self._topics[name] = self._frame.topics.steps(queue or "")
+        return self._topics[name]
 
     def _forget(self, record: Fetched, message: m.Forget) -> None:
         """Every finished execution whose window has passed becomes a marker; the order does not matter."""
