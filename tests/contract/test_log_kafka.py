@@ -10,10 +10,11 @@ from confluent_kafka import TopicPartition as ConfluentPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin, KafkaUnreachable, PartitionsChanged, UnknownTopic
-from flowpilot.adapters.kafka.config import producer_properties, reader_properties
+from flowpilot.adapters.kafka.config import consumer_properties, producer_properties, reader_properties
+from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
-from flowpilot.ports.log import Delivery, LogUnavailable, Record
+from flowpilot.ports.log import Delivery, LogUnavailable, Record, TopicPartition
 from flowpilot.settings import Settings
 from tests.conftest import delete_topics
 from tests.waiting import eventually
@@ -85,6 +86,30 @@ def test_a_gapless_producer_is_refused_nothing_it_may_send(kafka_settings: Setti
         )
         assert [delivery.offset for delivery in deliveries] == [0, -1, -1, 1]
         assert await producer.send([Record(topic, b"k", b"3", 0)]) == [Delivery(0, 2)]
+        producer.close()
+
+    run(scenario())
+
+
+def test_a_seek_drops_what_a_poll_had_fetched_already(kafka_settings: Settings) -> None:
+    topic = kafka_settings.topics.control
+    place = TopicPartition(topic, 0)
+
+    async def scenario() -> None:
+        producer = KafkaProducer(producer_properties(kafka_settings))
+        consumer = KafkaConsumer(consumer_properties(kafka_settings, kafka_settings.namespace), [topic])
+        await producer.send([Record(topic, b"k", b"v", 0)] * 3)
+        waiting = asyncio.create_task(consumer.poll(10, 20))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        under_way = consumer._under_way  # the only way to know that it has fetched
+        assert under_way is not None
+        await asyncio.wait([under_way])
+        assert under_way.result()[0].offset == 0
+        consumer.seek(place, 2)
+        found = await consumer.poll(10, 0) + await consumer.poll(10, 10)
+        assert [record.offset for record in found] == [2]
+        await consumer.close()
         producer.close()
 
     run(scenario())

@@ -15,12 +15,20 @@ from flowpilot_schemas.topics import LARGE_MESSAGE
 Properties = dict[str, Any]
 
 _log = structlog.get_logger("flowpilot.kafka")
-_AWAY = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT})
+_PASSING = frozenset(
+    {
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError._TIMED_OUT,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    }
+)
 
 
 def _report(error: KafkaError) -> None:
     # A broker that is away comes back, or a call fails for it and says so: no news for whoever reads warnings.
-    log = _log.info if error.code() in _AWAY else _log.warning
+    log = _log.info if error.code() in _PASSING else _log.warning
     log("kafka client", error=error.name(), detail=error.str())
 
 
