@@ -31,7 +31,8 @@ _OFTEN = (*("completed",) * 4, *("failed",) * 2, *("timer_due",) * 3, *SIGNS, "a
 _SELDOM = ("timer_early", "timer_late", "timer_other_run", "start_again", "cancel", "cancel_other_run")
 _WHAT = st.sampled_from(_OFTEN * 3 + _SELDOM)
 COMMANDS = st.builds(Command, _WHAT, st.integers(0, 5), st.integers(0, 9), _WAITS)
-SCRIPTS = st.lists(COMMANDS, max_size=40)
+# A list is short unless it must not be: half of the scripts go deep, the others shrink well.
+SCRIPTS = st.lists(COMMANDS, max_size=10) | st.lists(COMMANDS, min_size=20, max_size=40)
 
 _POLICIES = st.fixed_dictionaries(
     {

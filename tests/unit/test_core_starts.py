@@ -7,7 +7,7 @@ import pytest
 
 from flowpilot.core import decide as d
 from flowpilot.core.render import render
-from flowpilot.core.state import OutboxEntry
+from flowpilot.core.state import OutboxEntry, decode_execution, encode_execution
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.history import GENESIS
 from flowpilot_schemas.topics import HOUR
@@ -61,6 +61,7 @@ def test_a_refused_start_is_told_and_a_good_one_begins_a_run_of_its_own() -> Non
     assert (refused.state.refused, refused.state.status, refused.state.run) == (True, "failed", 9)
     assert refused.state.forget_at == T0 + HOUR
     assert refused.state.due is None
+    assert decode_execution(encode_execution(refused.state)) == refused.state
     entry = OutboxEntry(9, T0, 1, GENESIS, [])
     history, reply = render(None, refused.state, entry, refused.events, Stored(), HOME).messages
     assert orjson.loads(history.value)["detail"] == "no definition x is registered"
@@ -84,5 +85,6 @@ def test_a_forgotten_execution_keeps_only_what_its_outbox_may_need() -> None:
     run.fail("a", retryable=False)
     marker = d.forget(run.state)
     assert marker.forgotten
+    assert decode_execution(encode_execution(marker)) == marker
     assert (marker.steps, marker.due, marker.forget_at, marker.key) == ((), None, None, None)
     assert (marker.seq, marker.head, marker.run) == (run.state.seq, run.state.head, run.state.run)
