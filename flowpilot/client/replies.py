@@ -14,7 +14,7 @@ from flowpilot_schemas.messages import ExecutionEnded, ReplyTo
 from flowpilot_schemas.topics import Topics
 
 # Seconds between looks while a result is awaited, and while there are only handles that might be asked.
-EAGER, IDLE = 0.02, 0.25
+EAGER, IDLE = 0.005, 0.25
 
 _log = structlog.get_logger("flowpilot.client")
 

@@ -97,7 +97,8 @@ def reader_properties(settings: Settings) -> Properties:
         "enable.auto.commit": False,
         "auto.offset.reset": "error",
         "enable.partition.eof": True,
-        "fetch.wait.max.ms": 50,
+        # A fetch at the end of the log would hold up the next question on the same connection.
+        "fetch.wait.max.ms": 2,
         "fetch.error.backoff.ms": 50,
         "fetch.queue.backoff.ms": 10,
         "fetch.message.max.bytes": LARGE_MESSAGE + 4096,
