@@ -231,13 +231,16 @@ class Engine:
             if delivery.error is not None
         ]
         topics = self._events.topics
+        undelivered: list[Output] = []
         for output, error in failed:
             if output.task_id is not None:
-                await self._send([self._dispatch_failed(output.task_id, output.record, error)])
+                undelivered.append(self._dispatch_failed(output.task_id, output.record, error))
             elif output.record.topic in (topics.events, topics.history, topics.control, topics.dead_letters):
                 raise EngineHalt(f"{output.record.topic} refused a record: {error}; run `flowpilot setup`")
             else:
                 log.warning("a reply could not be delivered", topic=output.record.topic, error=error)
+        if undelivered:
+            await self._send(undelivered)
 
     def _dispatch_failed(self, task_id: str, record: Record, error: str) -> Output:
         """An undeliverable step message fails its attempt, through the log like every other fact."""
