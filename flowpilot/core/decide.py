@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from flowpilot.core import attempts
 from flowpilot.core import events as e
-from flowpilot.core.clip import clipped, clipped_or_none
+from flowpilot.core.attempts import Answer
+from flowpilot.core.clip import clipped_or_none
 from flowpilot.core.draft import REFUSAL_KEPT_MS, Draft
 from flowpilot.core.inputs import MAX_DEPTH, is_deeper
-from flowpilot.core.retry import NO_HANDLER_PATIENCE_MS, delay_ms, may_retry
 from flowpilot.core.state import Execution
 from flowpilot.core.status import (
     IN_FLIGHT,
@@ -21,7 +22,7 @@ from flowpilot.core.status import (
     StepStatus,
     check_execution,
 )
-from flowpilot_schemas.codec import canonical, content_hash, encode
+from flowpilot_schemas.codec import content_hash, encode
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import TaskId
 from flowpilot_schemas.limits import KIB, MAX_HEARTBEAT_DETAILS
@@ -36,14 +37,9 @@ from flowpilot_schemas.messages import (
     TimerFired,
 )
 
-Answer = StepCompleted | StepFailed | StepStarted | StepHeartbeat
 Message = Answer | CancelExecution | TimerFired
 
-_NO_HANDLER_DELAY_MS = (1_000, 30_000)
 _DETAIL_KEPT = 300
-# As bytes of JSON. Unsent decisions stand in the state, up to a batch of them.
-_MESSAGE_LIMIT = 2_000
-_WORKER_LIMIT = 300
 _ALL_HEARTBEATS = 4 * KIB * KIB
 
 
@@ -99,7 +95,7 @@ def decide_start(
     )
     for order, step in enumerate(definition.steps):
         if not step.depends_on:
-            _make_ready(draft, order)
+            attempts.make_ready(draft, order)
     return _end(draft)
 
 
@@ -163,7 +159,7 @@ def _answer(definition: WorkflowDefinition, state: Execution, message: Answer, a
     if reason is not None:
         if isinstance(message, StepHeartbeat):
             return Decision(state, [])
-        worker = clipped_or_none(message.worker_id, _WORKER_LIMIT)
+        worker = clipped_or_none(message.worker_id, attempts.WORKER_LIMIT)
         ignored = e.CompletionIgnored(task.step, task.attempt, message.type, reason, worker)
         return Decision(state, [ignored])
     order = definition.index[task.step]
@@ -171,9 +167,9 @@ def _answer(definition: WorkflowDefinition, state: Execution, message: Answer, a
     output = None
     match message:
         case StepStarted():
-            _started(draft, order, message)
+            attempts.start(draft, order, message)
         case StepHeartbeat():
-            _started(draft, order, message)
+            attempts.start(draft, order, message)
             draft.emit(e.HeartbeatTaken(task.step, _kept_details(definition, message)))
         case StepCompleted():
             encoded = encode(message.output)
@@ -181,16 +177,16 @@ def _answer(definition: WorkflowDefinition, state: Execution, message: Answer, a
                 limit = state.limits.result
                 detail = f"the result has {len(encoded)} bytes; the limit (FLOWPILOT_RESULT_LIMIT) is {limit}"
                 error = StepError(kind="result_too_large", message=detail, retryable=False)
-                _fail_attempt(draft, order, error, message)
+                attempts.fail_attempt(draft, order, error, message)
             elif encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH and is_deeper(message.output, MAX_DEPTH):
                 detail = f"the result is nested deeper than {MAX_DEPTH} levels"
                 error = StepError(kind="result_not_serialisable", message=detail, retryable=False)
-                _fail_attempt(draft, order, error, message)
+                attempts.fail_attempt(draft, order, error, message)
             else:
                 output = (task.step, encoded)
-                _complete(draft, order, message, len(encoded))
+                attempts.complete(draft, order, message, len(encoded))
         case StepFailed():
-            _failed(draft, order, message)
+            attempts.fail(draft, order, message)
     decision = _end(draft)
     return decision._replace(output=output)
 
@@ -215,126 +211,6 @@ def _kept_details(definition: WorkflowDefinition, message: StepHeartbeat) -> obj
         return None
     share = min(MAX_HEARTBEAT_DETAILS, _ALL_HEARTBEATS // len(definition.steps))
     return message.details if len(encode(message.details)) <= share else None
-
-
-def _who(message: Answer | None) -> tuple[str | None, str | None, str | None]:
-    """The worker, the step message's place and the handler's start, as far as the answer tells them."""
-    if message is None:
-        return None, None, None
-    return (
-        clipped_or_none(message.worker_id, _WORKER_LIMIT),
-        clipped_or_none(message.broker_task_id, _WORKER_LIMIT),
-        None if isinstance(message, StepHeartbeat) else clipped_or_none(message.started_at, _WORKER_LIMIT),
-    )
-
-
-def _started(draft: Draft, order: int, message: StepStarted | StepHeartbeat) -> None:
-    step, name = draft.steps[order], draft.name(order)
-    if step.status is StepStatus.READY:
-        draft.emit(e.StepStarted(name, step.attempt, *_who(message)))
-    elif isinstance(message, StepStarted):
-        draft.emit(e.HeartbeatTaken(name, None))
-
-
-def _complete(draft: Draft, order: int, message: StepCompleted, size: int) -> None:
-    attempt = draft.steps[order].attempt
-    draft.emit(e.StepCompleted(draft.name(order), attempt, size, *_who(message)))
-    for dependent in draft.definition.dependents[order]:
-        step = draft.steps[dependent]
-        if step.waiting == 0 and step.status is StepStatus.PENDING:
-            _make_ready(draft, dependent)
-
-
-def _make_ready(draft: Draft, order: int) -> None:
-    """Send the next attempt, unless what it would be given is too large for any."""
-    definition = draft.definition.steps[order]
-    step = draft.steps[order]
-    given = sum(draft.steps[draft.definition.index[parent]].size for parent in definition.takes)
-    given += draft.input_size if definition.takes_input else 0
-    given += len(canonical(definition.args)) if definition.args else 0
-    limit = draft.before.limits.step_inputs
-    if given > limit:
-        detail = f"the step's inputs have {given} bytes; the limit (FLOWPILOT_STEP_INPUTS_LIMIT) is {limit}"
-        error = StepError(kind="input_too_large", message=detail, retryable=False)
-        _fail_for_good(draft, order, error, None)
-        return
-    attempt = step.attempt if step.unhandled_since is not None else step.attempt + 1
-    draft.emit(e.StepReady(definition.name, attempt, definition.queue, step.heartbeat))
-
-
-def _failed(draft: Draft, order: int, message: StepFailed) -> None:
-    error = message.error
-    if error.kind == "no_handler":
-        _no_handler(draft, order, message)
-    elif error.kind == "dispatch_failed":
-        detail = clipped(error.message, _MESSAGE_LIMIT)
-        draft.emit(e.DispatchFailed(draft.name(order), draft.steps[order].attempt, detail))
-        _fail_for_good(draft, order, error, message)
-    elif error.kind == "timed_out":
-        _timed_out(draft, order, "start_to_close", error, message)
-    else:
-        _fail_attempt(draft, order, error, message)
-
-
-def _no_handler(draft: Draft, order: int, message: StepFailed) -> None:
-    """Sent again under the same attempt for a while: a worker that knows the step may come."""
-    step = draft.steps[order]
-    waited = draft.at - (draft.at if step.unhandled_since is None else step.unhandled_since)
-    if waited >= NO_HANDLER_PATIENCE_MS:
-        _fail_for_good(draft, order, message.error, message)
-        return
-    shortest, longest = _NO_HANDLER_DELAY_MS
-    retry_at = draft.at + max(shortest, min(waited, longest))
-    _schedule(draft, order, step.attempt, retry_at, message.error, message)
-
-
-def _timed_out(draft: Draft, order: int, timeout: str, error: StepError, message: StepFailed | None) -> None:
-    retries = may_retry(draft.definition.steps[order].retry, error, draft.steps[order].attempt)
-    outcome = "retry" if retries else "fail"
-    draft.emit(e.StepTimedOut(draft.name(order), draft.steps[order].attempt, timeout, outcome))
-    _fail_attempt(draft, order, error, message)
-
-
-def _fail_attempt(draft: Draft, order: int, error: StepError, message: Answer | None) -> None:
-    attempt = draft.steps[order].attempt
-    policy = draft.definition.steps[order].retry
-    if may_retry(policy, error, attempt):
-        task = TaskId(draft.before.id, draft.before.run, draft.name(order), attempt)
-        retry_at = draft.at + delay_ms(policy, error, attempt, str(task))
-        _schedule(draft, order, attempt + 1, retry_at, error, message)
-    else:
-        _fail_for_good(draft, order, error, message)
-
-
-def _schedule(
-    draft: Draft, order: int, next_attempt: int, retry_at: int, error: StepError, message: Answer | None
-) -> None:
-    draft.emit(
-        e.StepRetryScheduled(
-            draft.name(order),
-            draft.steps[order].attempt,
-            next_attempt,
-            retry_at,
-            _shown(error),
-            *_who(message)[:2],
-        )
-    )
-
-
-def _fail_for_good(draft: Draft, order: int, error: StepError, message: Answer | None) -> None:
-    name = draft.name(order)
-    draft.emit(e.StepFailed(name, draft.steps[order].attempt, _shown(error), *_who(message)))
-    # Everything that waits for it, directly or not, never runs; independent branches go on.
-    below = list(draft.definition.dependents[order])
-    while below:
-        dependent = below.pop()
-        if draft.steps[dependent].status is StepStatus.PENDING:
-            draft.emit(e.StepSkipped(draft.name(dependent), name))
-            below.extend(draft.definition.dependents[dependent])
-
-
-def _shown(error: StepError) -> dict[str, str]:
-    return {"kind": error.kind, "message": clipped(error.message, _MESSAGE_LIMIT)}
 
 
 def _cancel(definition: WorkflowDefinition, state: Execution, message: CancelExecution, at: int) -> Decision:
@@ -372,7 +248,7 @@ def _timer(definition: WorkflowDefinition, state: Execution, message: TimerFired
 def _step_due(draft: Draft, order: int) -> None:
     step, definition = draft.steps[order], draft.definition.steps[order]
     if step.status is StepStatus.RETRYING:
-        _make_ready(draft, order)
+        attempts.make_ready(draft, order)
     elif step.status is StepStatus.READY:
         error = StepError(
             kind="timed_out",
@@ -382,13 +258,13 @@ def _step_due(draft: Draft, order: int) -> None:
         if definition.on_schedule_to_start == "record":
             draft.emit(e.StepTimedOut(definition.name, step.attempt, "schedule_to_start", "record"))
         else:
-            _timed_out(draft, order, "schedule_to_start", error, None)
+            attempts.time_out(draft, order, "schedule_to_start", error, None)
     elif step.due == step.heartbeat_deadline:
         lost = StepError(kind="timed_out", message=f"no heartbeat for {definition.heartbeat_ms} ms")
-        _timed_out(draft, order, "heartbeat", lost, None)
+        attempts.time_out(draft, order, "heartbeat", lost, None)
     else:
         late = StepError(kind="timed_out", message=f"not closed within {definition.start_to_close_ms} ms")
-        _timed_out(draft, order, "start_to_close", late, None)
+        attempts.time_out(draft, order, "start_to_close", late, None)
 
 
 def _end(draft: Draft) -> Decision:
