@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 import orjson
+import structlog
 
 from flowpilot.authoring.context import StepContext
 from flowpilot.ports.log import Fetched, Record
@@ -18,6 +19,8 @@ from flowpilot_schemas.codec import encode
 from flowpilot_schemas.history import iso
 from flowpilot_schemas.ids import TaskId
 from flowpilot_schemas.messages import StepError, StepReady
+
+_log = structlog.get_logger("flowpilot.worker")
 
 
 class State(Enum):
@@ -102,11 +105,6 @@ class Attempt:
         if self.task is not None:
             self.task.cancel()
 
-    def finish(self) -> None:
-        """The record need not be delivered again."""
-        if not self.entry.finished:
-            self.partition.finish(self.entry)
-
     def started(self) -> Record:
         """The answer `step.started`."""
         self.tells = True
@@ -126,7 +124,20 @@ class Attempt:
         if isinstance(outcome, bytes):
             output = {} if outcome == b"null" else {"output": orjson.Fragment(outcome)}
             return self._answer("step.completed", {**output, "started_at": self.started_at})
-        return self._answer("step.failed", {"error": error_json(outcome), "started_at": self.started_at})
+        return self._answer("step.failed", {"error": _error_json(outcome), "started_at": self.started_at})
+
+    def say_failed(self, error: StepError) -> None:
+        """Log it: a warning if no other attempt can follow."""
+        say = _log.info if error.retryable else _log.warning
+        say(
+            "attempt failed",
+            execution=self.task_id.execution,
+            step=self.task_id.step,
+            attempt=self.task_id.attempt,
+            kind=error.kind,
+            error=error.message,
+            retryable=error.retryable,
+        )
 
     def _answer(self, kind: str, fields: dict[str, Any]) -> Record:
         return answer(self.message, self.record, self._worker_id, kind, fields)
@@ -147,7 +158,14 @@ def answer(message: StepReady, record: Fetched, worker_id: str, kind: str, field
     return Record(reply.topic, key.encode(), encode(value), partition=reply.partition)
 
 
-def error_json(error: StepError) -> dict[str, Any]:
+def no_handler(message: StepReady, record: Fetched, worker_id: str) -> Record:
+    """The answer to a step message that this worker has no handler for."""
+    wanted = f"step {message.step!r} of workflow {message.workflow!r}"
+    error = StepError(kind="no_handler", message=f"worker {worker_id} has no handler for {wanted}")
+    return answer(message, record, worker_id, "step.failed", {"error": _error_json(error)})
+
+
+def _error_json(error: StepError) -> dict[str, Any]:
     """The error as it goes on the wire."""
     value: dict[str, Any] = {"kind": error.kind, "message": error.message, "retryable": error.retryable}
     if error.retry_after_ms is not None:

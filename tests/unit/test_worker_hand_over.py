@@ -98,7 +98,7 @@ def test_a_partition_counts_what_is_finished_in_a_row() -> None:
 
 def test_two_workers_share_and_what_runs_goes_on_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     # Only the hand-over says that a handler has started; else its second would be over before this is.
-    monkeypatch.setattr("flowpilot.worker.worker._LONG", 60.0)
+    monkeypatch.setattr("flowpilot.worker.attempts._LONG", 60.0)
 
     async def scenario() -> None:
         gate = Gate()

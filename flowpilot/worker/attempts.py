@@ -1,0 +1,297 @@
+"""The attempts of a worker: from a record to a handler, from the handler to the answer, time and cancels.
+
+A record is finished when its completion or its `step.started` is acknowledged. The latter is sent for handlers
+that run longer than about a second, for suspects, for what holds others back, and when a partition goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import structlog
+
+from flowpilot.authoring.durations import as_text
+from flowpilot.ports.log import Fetched
+from flowpilot.worker.answers import Answers
+from flowpilot.worker.attempt import Attempt, State, no_handler
+from flowpilot.worker.control import Control
+from flowpilot.worker.handlers import Handlers
+from flowpilot.worker.intake import Intake
+from flowpilot.worker.invoke import Outcome, call, call_async
+from flowpilot.worker.partition import AssignedPartition, Entry
+from flowpilot.worker.records import Records, read_step
+from flowpilot.worker.threads import HandlerThreads
+from flowpilot_schemas.codec import BadRecord
+from flowpilot_schemas.messages import StepError
+
+_log = structlog.get_logger("flowpilot.worker")
+_TICK = 0.05
+_LONG = 1.0  # seconds after which a running handler is said to have started
+_GRACE_GIVEN_UP = 1.0  # a handler given up that ends within so many seconds did not hang
+
+
+class Attempts:
+    """Up to `concurrency` attempts at once, begun as the intakes' records arrive (it is their `Events`).
+
+    `intakes`: by topic; each whose news come here is in it. `clock` (ms since the epoch) judges `not_after` only.
+    `on_exhausted` is called once, when as many handlers hang as there are places; `exhausted` has their number.
+    Everything is called on the event loop.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        handlers: Handlers,
+        *,
+        answers: Answers,
+        control: Control,
+        records: Records,
+        intakes: Mapping[str, Intake],
+        concurrency: int,
+        clock: Callable[[], int],
+        on_exhausted: Callable[[], None],
+    ) -> None:
+        self._worker_id = worker_id
+        self._handlers = handlers
+        self._answers = answers
+        self._control = control
+        self._records = records
+        self._intakes = intakes
+        self._concurrency = concurrency
+        self._clock = clock
+        self._on_exhausted = on_exhausted
+        self._ready: deque[AssignedPartition] = deque()  # partitions with records that wait, in turn
+        self._running: set[Attempt] = set()  # each has one of the places
+        self._given_up: dict[Attempt, float] = {}  # they have none, and when they were given up
+        self._taking = True
+        self.idle = asyncio.Event()
+        """Set once nothing is taken any more and nothing runs."""
+        self.exhausted: int | None = None
+        self._threads: HandlerThreads
+
+    # ---- beginning and end
+
+    def open(self) -> None:
+        """Call it on the event loop, before the first record arrives."""
+        self._threads = HandlerThreads(asyncio.get_running_loop(), self._ended)
+
+    def stop_taking(self) -> None:
+        """Begin nothing more."""
+        self._taking = False
+        self._check_idle()
+
+    def hand_back(self) -> None:
+        """Give up what runs: it is redelivered, or failed as `worker_lost` where its start is known."""
+        for attempt in list(self._running):
+            state, told = attempt.state, attempt.tells
+            attempt.cancel(State.GIVEN_UP)
+            if told and state in (State.RUNNING, State.SUSPECT):
+                lost = StepError(kind="worker_lost", message="the worker was stopped before the handler ended")
+                self._answer_outcome(attempt, lost)
+
+    def abandon(self) -> None:
+        """Give up what runs, and answer nothing."""
+        for attempt in list(self._running):
+            attempt.cancel(State.GIVEN_UP)
+
+    def close(self) -> None:
+        """Let the handlers' threads end."""
+        self._threads.close()
+
+    # ---- what intakes say
+
+    def arrived(self, partition: AssignedPartition) -> None:
+        """See `intake.Events`."""
+        if partition not in self._ready and not partition.blocked:
+            self._ready.append(partition)
+        self._dispatch()
+
+    def committed(self, partition: AssignedPartition, position: int) -> None:
+        """See `intake.Events`."""
+        covered = [attempt for attempt in partition.suspects if attempt.record.offset < position]
+        if covered:
+            partition.suspects = [a for a in partition.suspects if a.record.offset >= position]
+            for attempt in covered:
+                self._begin(attempt)
+        if partition.blocked:
+            partition.blocked = False
+            if partition.waiting:
+                self._ready.append(partition)
+            self._dispatch()
+
+    def revoked(self, partition: AssignedPartition) -> None:
+        """See `intake.Events`. What runs goes on here, watched by the engine from its `step.started` on."""
+        if partition in self._ready:
+            self._ready.remove(partition)
+        for entry in partition.unfinished():
+            if entry.attempt is not None:
+                self._tell_started(entry.attempt)
+
+    def gone(self, partition: AssignedPartition) -> None:
+        """See `intake.Events`. A suspect whose start is not committed is the next owner's."""
+        partition.gone = True
+        dropped, partition.suspects = partition.suspects, []
+        for attempt in dropped:
+            attempt.state = State.ENDED
+            self._leave_place(attempt)
+
+    # ---- from a record to a handler
+
+    def _dispatch(self) -> None:
+        ready = self._ready
+        while ready and self._taking and len(self._running) < self._concurrency:
+            partition = ready.popleft()
+            if not partition.waiting or not partition.alive:
+                continue
+            if partition.is_full:
+                self._unblock(partition)
+                continue
+            record, entry, suspect = partition.take()
+            self._intakes[record.topic].taken()
+            if partition.waiting:
+                ready.append(partition)
+            self._take(record, entry, partition, suspect)
+
+    def _unblock(self, partition: AssignedPartition) -> None:
+        """The window is full: commit, and do not wait a second for what holds the position back."""
+        partition.blocked = True
+        oldest = partition.oldest()
+        if oldest is not None and oldest.attempt is not None:
+            self._tell_started(oldest.attempt)
+        self._intakes[partition.tp.topic].commit_soon()
+
+    def _take(self, record: Fetched, entry: Entry, partition: AssignedPartition, suspect: bool) -> None:
+        try:
+            message, task_id, not_after = read_step(record)
+        except BadRecord as bad:
+            self._records.bury(record, entry, partition, bad)
+            return
+        if self._clock() > not_after or self._control.is_over(task_id, message.task_id):
+            self._records.finish(entry, partition)
+            return
+        handler = self._handlers.find(message.workflow, message.version, message.step)
+        if handler is None:
+            refusal = no_handler(message, record, self._worker_id)
+            self._records.answer(refusal, record, entry, partition)
+            return
+        attempt = Attempt(self._worker_id, record, message, task_id, handler, partition, entry)
+        self._running.add(attempt)
+        if suspect:
+            attempt.state = State.SUSPECT
+            self._answers.put(attempt.started(), partial(self._suspect_told, attempt))
+        else:
+            self._begin(attempt)
+
+    def _suspect_told(self, attempt: Attempt, error: str | None) -> None:
+        self._records.answered(attempt.record, attempt.entry, attempt.partition, error)
+        if attempt.state is not State.SUSPECT:
+            return
+        if error is None and not attempt.partition.gone:
+            attempt.partition.suspects.append(attempt)
+            self._intakes[attempt.partition.tp.topic].commit_soon()
+        else:
+            attempt.state = State.ENDED
+            self._leave_place(attempt)
+
+    def _begin(self, attempt: Attempt) -> None:
+        if attempt.state is not State.SUSPECT and attempt.state is not State.RUNNING:
+            self._leave_place(attempt)  # cancelled before it began
+            return
+        attempt.begin()
+        if attempt.handler.is_async:
+            attempt.task = asyncio.create_task(self._run_async(attempt))
+        else:
+            self._threads.run(attempt, partial(call, attempt.handler, attempt.message, attempt.context))
+
+    async def _run_async(self, attempt: Attempt) -> None:
+        outcome = await call_async(attempt.handler, attempt.message, attempt.context)
+        self._ended(attempt, outcome)
+
+    # ---- from a handler to the answer
+
+    def _ended(self, attempt: Attempt, outcome: Outcome) -> None:
+        state, attempt.state = attempt.state, State.ENDED
+        self._given_up.pop(attempt, None)
+        # After a cancel only a completion is told: what was done is then in the history.
+        if state is State.RUNNING or (state is State.CANCELLED and isinstance(outcome, bytes)):
+            if isinstance(outcome, StepError):
+                attempt.say_failed(outcome)
+            self._answer_outcome(attempt, outcome)
+        self._leave_place(attempt)
+
+    def _answer_outcome(self, attempt: Attempt, outcome: Outcome) -> None:
+        self._records.answer(attempt.ended(outcome), attempt.record, attempt.entry, attempt.partition)
+
+    def _leave_place(self, attempt: Attempt) -> None:
+        if attempt in self._running:
+            self._running.discard(attempt)
+            self._check_idle()
+            self._dispatch()
+
+    def _check_idle(self) -> None:
+        if not self._taking and not self._running:
+            self.idle.set()
+
+    # ---- time and cancels
+
+    async def watch(self) -> None:
+        """Say of long handlers that they run and live on; end those that run too long. Until cancelled."""
+        while True:
+            await asyncio.sleep(_TICK)
+            now = time.monotonic()
+            for attempt in list(self._running):
+                if attempt.state in (State.RUNNING, State.CANCELLED):
+                    self._watch_one(attempt, now)
+                elif attempt.state is State.SUSPECT and attempt.tells:
+                    self._beat(attempt, now)
+            hanging = sum(now - since > _GRACE_GIVEN_UP for since in self._given_up.values())
+            if hanging >= self._concurrency and self.exhausted is None:
+                self.exhausted = hanging
+                _log.error("too many handlers hang; the worker drains", given_up=hanging)
+                self._on_exhausted()
+
+    def _watch_one(self, attempt: Attempt, now: float) -> None:
+        ran = now - attempt.began
+        if ran * 1_000 >= attempt.message.start_to_close_ms:
+            self._give_up(attempt, now)
+        elif attempt.state is State.RUNNING:
+            if ran >= _LONG or attempt.wants_start:
+                self._tell_started(attempt)
+            if attempt.tells:
+                self._beat(attempt, now)
+
+    def _beat(self, attempt: Attempt, now: float) -> None:
+        due = (now - attempt.beat_at) * 3_000 >= attempt.message.heartbeat_ms
+        if due or attempt.details is not None:
+            self._answers.put(attempt.heartbeat(now))
+
+    def _tell_started(self, attempt: Attempt) -> None:
+        if not attempt.tells and attempt.state is State.RUNNING:
+            self._records.answer(attempt.started(), attempt.record, attempt.entry, attempt.partition)
+
+    def _give_up(self, attempt: Attempt, now: float) -> None:
+        """The place is free for another: neither thread nor task is waited for."""
+        cancelled = attempt.state is State.CANCELLED
+        attempt.cancel(State.GIVEN_UP)
+        self._given_up[attempt] = now
+        if not cancelled:
+            limit = as_text(attempt.message.start_to_close_ms)
+            error = StepError(kind="timed_out", message=f"the handler ran longer than its timeout of {limit}")
+            attempt.say_failed(error)
+            self._answer_outcome(attempt, error)
+        self._leave_place(attempt)
+
+    def cancel_what_is_over(self) -> None:
+        """Control knows something new."""
+        for attempt in list(self._running):
+            live = attempt.state in (State.RUNNING, State.SUSPECT)
+            if live and self._control.is_over(attempt.task_id, attempt.message.task_id):
+                suspect = attempt.state is State.SUSPECT
+                attempt.cancel(State.CANCELLED)
+                self._records.finish(attempt.entry, attempt.partition)
+                if suspect and attempt not in attempt.partition.suspects:
+                    self._leave_place(attempt)
