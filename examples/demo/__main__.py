@@ -22,8 +22,9 @@ from flowpilot.local.system import LocalSystem
 HERE = Path(__file__).parent
 TOPIC = "patients.registered"
 WORKFLOW = "examples.patient_onboarding:onboarding"
-# (seconds after the first record, who is killed); a worker dies twice.
-KILLS = [(5, "engine"), (13, "worker-1"), (19, "audit"), (25, "worker-1")]
+# (seconds after the first record, who is killed); a worker dies twice. The audit writer is last, because the number
+# of live executions is read from what it has written.
+KILLS = [(5, "engine"), (13, "worker-1"), (20, "worker-1"), (26, "audit")]
 MIN_LIVE = 50
 PATIENCE = 60
 
@@ -61,11 +62,12 @@ def main() -> int:
     console.print(f"{verdict} after {time.monotonic() - began:.0f} s.")
     console.print(
         "\nWhat to type next:\n"
-        f"  .venv/bin/python -m flowpilot.local up --data {data}   # the same Kafka and PostgreSQL again\n"
-        "  .venv/bin/flowpilot execution list                        # with the addresses it prints\n"
-        "  less examples/patient_onboarding.py                       # the workflow",
+        f"  .venv/bin/python -m flowpilot.local up --data {data} > .env   # the same Kafka and PostgreSQL again\n"
+        "  .venv/bin/flowpilot execution list                                # in another terminal\n"
+        "  less examples/patient_onboarding.py                               # the workflow",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     return 0 if agrees else 1
 

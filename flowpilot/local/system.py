@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from flowpilot.local.errors import LocalError
@@ -78,10 +79,12 @@ class LocalSystem:
         self.run("setup")
         for workflow in workflows:
             self.run("workflow", "apply", workflow)
-        self.start("engine", "engine")
-        self.start("router", "router")
-        self.start("audit", "audit")
         names = [f"worker-{number}" for number in range(1, workers + 1)]
-        for name in names:
-            self.start(name, "worker", *workflows, "--concurrency", str(concurrency))
+        serving = (*workflows, "--concurrency", str(concurrency))
+        roles = [("engine", "engine"), ("router", "router"), ("audit", "audit")]
+        with ThreadPoolExecutor() as pool:  # each spends its first seconds on imports
+            starting = [pool.submit(self.start, name, role) for name, role in roles]
+            starting += [pool.submit(self.start, name, "worker", *serving) for name in names]
+            for started in starting:
+                started.result()
         return names
