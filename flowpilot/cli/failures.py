@@ -61,7 +61,8 @@ def explain(error: BaseException) -> tuple[str, Exit]:
         servers = os.environ.get("FLOWPILOT_BOOTSTRAP_SERVERS", "")
         where = f" at {servers}" if servers else ""
         return f"Kafka{where} did not answer ({error}); start it or set FLOWPILOT_BOOTSTRAP_SERVERS", code
-    if code is Exit.UNREACHABLE and "KafkaUnreachable" not in names:
+    # These two say what to do next themselves.
+    if code is Exit.UNREACHABLE and not {"KafkaUnreachable", "DatabaseUnreachable"}.intersection(names):
         return f"PostgreSQL did not answer ({error}); start it or set FLOWPILOT_DATABASE_URL", code
     if code is not Exit.ERROR or isinstance(error, FlowPilotError) or _SENTENCES.intersection(names):
         return str(error) or names[0], code

@@ -90,9 +90,17 @@ def run(services: LocalServices, data: Path, options: argparse.Namespace, consol
     return differences
 
 
-def kill(system: LocalSystem, watcher: HistoryWatcher, role: str, turn: str, console: Console) -> None:
-    if not wait_for(lambda: watcher.live() >= MIN_LIVE and system.supervisor.pid(role) is not None):
-        raise SystemExit(f"kill-loop: fewer than {MIN_LIVE} executions live for {PATIENCE} s")
+def kill(
+    system: LocalSystem,
+    watcher: HistoryWatcher,
+    role: str,
+    turn: str,
+    console: Console,
+    *,
+    at_least: int = MIN_LIVE,
+) -> None:
+    if not wait_for(lambda: watcher.live() >= at_least and system.supervisor.pid(role) is not None):
+        raise SystemExit(f"kill-loop: fewer than {at_least} executions live for {PATIENCE} s")
     ready = system.times_ready(role)
     live, events = watcher.live(), told_events(watcher)
     system.supervisor.kill(role)
@@ -101,7 +109,7 @@ def kill(system: LocalSystem, watcher: HistoryWatcher, role: str, turn: str, con
         raise SystemExit(f"kill-loop: {role} was not ready again within {PATIENCE} s")
     back = time.monotonic() - killed
     # Under way again: new facts since the kill, whoever was killed.
-    if not wait_for(lambda: told_events(watcher) > events + MIN_LIVE):
+    if not wait_for(lambda: told_events(watcher) > events + at_least):
         raise SystemExit(f"kill-loop: nothing happened for {PATIENCE} s after {role} was killed")
     console.print(f"{turn} kill -9 {role:<9} with {live:4} live; ready again after {back:4.1f} s")
 
