@@ -96,7 +96,7 @@ class Rig:
             "start_to_close_ms": 10_000,
             "heartbeat_ms": 30_000,
             "result_limit": 65_536,
-            "not_after": iso(int(time.time() * 1_000) + 60_000),
+            "not_after": iso(int(time.time() * 1_000) + 86_400_000),
             "reply": {"topic": TOPICS.events, "partition": 3, "key": execution},
             **fields,
         }
