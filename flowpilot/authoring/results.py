@@ -37,10 +37,18 @@ def to_json(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
     except NotSerialisable:
         raise
     except BadRecord as error:
-        raise NotSerialisable(error.detail) from None
+        raise NotSerialisable(_sentence(error)) from None
     except Exception as error:  # noqa: BLE001 - serialisers are the user's code too
         raise NotSerialisable(str(error) or type(error).__name__) from None
     return data
+
+
+def _sentence(error: BadRecord) -> str:
+    """What `decode` says of a record, said of a value: what serialisers write is JSON but for two things."""
+    if error.reason != "not_json":
+        return error.detail
+    is_deep = "recursion" in error.detail
+    return f"it is nested deeper than {MAX_DEPTH} levels" if is_deep else "it holds NaN or an infinity"
 
 
 def _has_nan(root: Any) -> bool:

@@ -23,6 +23,6 @@ def system(services: LocalServices, tmp_path_factory: pytest.TempPathFactory) ->
         "FLOWPILOT_STEP_INPUTS_LIMIT": str(STEP_INPUTS_LIMIT),
     }
     folder = tmp_path_factory.mktemp("system")
-    with running_system(services, folder, flows.ALL, **limits) as system:
+    with running_system(services, folder, flows.ALL, limits) as system:
         yield system
         system.cli("execution", "verify")

@@ -141,7 +141,7 @@ async def hold(input: str, ctx: StepContext) -> str:
 @steady.step(depends_on=[hold])
 async def brief(ctx: StepContext) -> None:
     note(f"brief {ctx.execution} {ctx.attempt}")
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1)
 
 
 # No worker of ours serves its queue: the test answers as a worker in any language would.

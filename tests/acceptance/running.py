@@ -64,7 +64,7 @@ class RunningSystem(LocalSystem):
             "ACCEPTANCE_CALLS": str(self.calls_file),
         }
         super().__init__(services, environment={**environment, **more}, cwd=folder)
-        self._servers = {"bootstrap.servers": services.bootstrap_servers}
+        self._servers: dict[str, Any] = {"bootstrap.servers": services.bootstrap_servers}
         self._producer = Producer(
             {**self._servers, "message.max.bytes": 8_000_000, "partitioner": "murmur2_random"}
         )
@@ -115,9 +115,9 @@ class RunningSystem(LocalSystem):
 
     # Kafka
 
-    def create_topic(self, name: str, partitions: int = 4, **config: str) -> None:
-        """A topic of a user's."""
-        for created in self._admin.create_topics([NewTopic(name, partitions, 1, config=config)]).values():
+    def create_topic(self, name: str, config: dict[str, str] | None = None) -> None:
+        """A topic of a user's, with 4 partitions."""
+        for created in self._admin.create_topics([NewTopic(name, 4, 1, config=config or {})]).values():
             created.result(30)
 
     def delete_topic(self, name: str) -> None:
@@ -214,7 +214,12 @@ class RunningSystem(LocalSystem):
 
 @contextmanager
 def running_system(
-    services: LocalServices, folder: Path, workflows: Sequence[str], *, concurrency: int = 16, **environment: str
+    services: LocalServices,
+    folder: Path,
+    workflows: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    concurrency: int = 16,
 ) -> Iterator[RunningSystem]:
     """A system with a namespace and a database of its own; at the end its audit has to be in order."""
     settings = Settings(

@@ -53,7 +53,7 @@ def before(system: RunningSystem) -> Before:
 def orders(system: RunningSystem) -> str:
     """The user topic that starts `shop`."""
     topic = f"{system.namespace}-orders"
-    system.create_topic(topic, **{"max.message.bytes": "4000000"})
+    system.create_topic(topic, {"max.message.bytes": "4000000"})
     return topic
 
 

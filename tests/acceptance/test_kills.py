@@ -24,7 +24,7 @@ LIVE = 20  # what makes a kill count
 @pytest.fixture
 def chains(services: LocalServices, tmp_path: Path) -> Iterator[RunningSystem]:
     """A system for the chain alone: everything in its history and audit is compared."""
-    with running_system(services, tmp_path, ["tests.chaos.workflows:chain"], concurrency=64) as system:
+    with running_system(services, tmp_path, ["tests.chaos.workflows:chain"], {}, concurrency=64) as system:
         system.create_topic(workflows.TOPIC)
         try:
             yield system

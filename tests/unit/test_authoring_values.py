@@ -172,6 +172,15 @@ def test_what_is_not_json_is_refused(value: Any, annotation: Any) -> None:
         to_json(value)
 
 
+def test_the_reason_speaks_of_the_value() -> None:
+    deep: list[Any] = []
+    for _ in range(210):
+        deep = [deep]
+    for value, reason in (({"v": math.nan}, "NaN"), (math.inf, "NaN"), (deep, "nested"), ({"v": 2**64}, "64 bits")):
+        with pytest.raises(NotSerialisable, match=reason):
+            to_json(value)
+
+
 def test_nesting_and_circles_are_refused() -> None:
     deep: list[Any] = []
     for _ in range(1_000):
