@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flowpilot.audit.records import dead_letter, definition_change, diverges, history_event, without_nul
 from flowpilot.ports.audit import (
@@ -16,7 +16,10 @@ from flowpilot.ports.audit import (
     Removed,
 )
 from flowpilot.ports.log import Fetched, TopicPartition
-from flowpilot_schemas.topics import Topics
+from flowpilot_schemas.topics import MIB, Topics
+
+BATCH = 5_000
+BATCH_BYTES = 8 * MIB
 
 
 class Definitions:
@@ -41,6 +44,18 @@ class Definitions:
             case Pointed():
                 return change._replace(definition=self._known.get(change.hash))
         return change
+
+
+def chunks(records: Sequence[Fetched]) -> Iterator[Sequence[Fetched]]:
+    """`records` in transactions of up to `BATCH` records and about `BATCH_BYTES`."""
+    start = size = 0
+    for index, record in enumerate(records):
+        size += len(record.value or b"")
+        if size >= BATCH_BYTES or index - start + 1 >= BATCH:
+            yield records[start : index + 1]
+            start, size = index + 1, 0
+    if start < len(records):
+        yield records[start:]
 
 
 def batch_of(

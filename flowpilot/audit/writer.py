@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 import structlog
 
-from flowpilot.audit.batches import Definitions, batch_of, set_aside
+from flowpilot.audit.batches import BATCH, Definitions, batch_of, chunks, set_aside
+from flowpilot.audit.position import check_position
 from flowpilot.audit.projection import project
-from flowpilot.core.errors import FlowPilotError
 from flowpilot.ports.audit import AuditStore, BatchRefused, Outrun, Position, StoreUnavailable
 from flowpilot.ports.log import Consumer, Fetched, LogUnavailable, Reader, Rebalanced, TopicPartition
-from flowpilot_schemas.topics import MIB, Topics
+from flowpilot_schemas.topics import Topics
 
-BATCH = 5_000
-BATCH_BYTES = 8 * MIB
 LINGER = 0.2
 IDLE_POLL = 0.25
 COMMIT_INTERVAL = 1.0
@@ -31,10 +29,6 @@ LOG_PATIENCE = 120.0
 Answer = TypeVar("Answer")
 
 _log = structlog.get_logger("flowpilot.audit")
-
-
-class AuditStopped(FlowPilotError):
-    """The log is not the one that the stored positions belong to; the message says what to do."""
 
 
 class TopicCatalog(Protocol):
@@ -128,7 +122,7 @@ class AuditWriter:
         if self._pending:
             self._write_due = time.monotonic() + (self._linger if len(self._pending) < BATCH // 2 else 0.0)
             pending, self._pending = self._pending, []
-            for records in _chunks(pending):
+            for records in chunks(pending):
                 await self._write(records)
         if self._uncommitted and time.monotonic() >= self._commit_due:
             await self._commit()
@@ -210,7 +204,7 @@ class AuditWriter:
                 raise LogUnavailable(f"the topic {partition.topic} has no id at present")
             low, end = await self._reader.bounds(*partition)
             if partition in stored:
-                _check(partition, stored[partition], ids[partition.topic], low, end)
+                check_position(partition, stored[partition], ids[partition.topic], low, end)
             else:
                 first[partition] = Position(ids[partition.topic], low)
         if first:
@@ -253,7 +247,7 @@ class AuditWriter:
         low, end = await self._reader.bounds(*partition)
         position = self._stored.get(partition)
         if position is not None and partition.topic in ids:
-            _check(partition, position, ids[partition.topic], low, end)
+            check_position(partition, position, ids[partition.topic], low, end)
 
     # What is written
 
@@ -293,38 +287,3 @@ class AuditWriter:
             await self._consumer.commit(positions)
         except LogUnavailable as error:
             _log.info("positions not committed to the group", error=str(error))
-
-
-def _check(partition: TopicPartition, position: Position, topic_id: str, low: int, end: int) -> None:
-    place = f"{partition.topic}/{partition.partition}"
-    remedy = (
-        "To accept that, delete the partition's row from consumer_offset: the audit then begins at the first "
-        "record there is"
-    )
-    if topic_id != position.topic_id:
-        raise AuditStopped(
-            f"{place} is another topic than the one the audit has read so far (its id is {topic_id}, not "
-            f"{position.topic_id}): point the audit at the right Kafka or database. {remedy}"
-        )
-    if low > position.next_offset:
-        raise AuditStopped(
-            f"{place} begins at offset {low}, but the audit has read up to {position.next_offset}: retention "
-            f"removed records that were not stored. {remedy}"
-        )
-    if end < position.next_offset:
-        raise AuditStopped(
-            f"{place} ends at offset {end}, but the audit has read up to {position.next_offset}: the log lost "
-            f"records. {remedy}"
-        )
-
-
-def _chunks(records: Sequence[Fetched]) -> Iterator[Sequence[Fetched]]:
-    """`records` in transactions of up to `BATCH` records and about `BATCH_BYTES`."""
-    start = size = 0
-    for index, record in enumerate(records):
-        size += len(record.value or b"")
-        if size >= BATCH_BYTES or index - start + 1 >= BATCH:
-            yield records[start : index + 1]
-            start, size = index + 1, 0
-    if start < len(records):
-        yield records[start:]

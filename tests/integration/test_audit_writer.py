@@ -13,8 +13,9 @@ from sqlalchemy import text
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.memory.log import MemoryLog
 from flowpilot.adapters.postgres.store import PostgresAuditStore
-from flowpilot.audit import writer as writer_module
-from flowpilot.audit.writer import AuditStopped, AuditWriter
+from flowpilot.audit import batches
+from flowpilot.audit.position import AuditStopped
+from flowpilot.audit.writer import AuditWriter
 from flowpilot.core.dead_letters import dead_letter
 from flowpilot.ports.audit import Batch, Outrun, Project, StoreUnavailable
 from flowpilot.ports.log import Fetched, Record, TopicPartition
@@ -326,7 +327,7 @@ _NEXT = "SELECT next_offset FROM consumer_offset WHERE topic = 't.history' AND p
 
 
 def test_large_batches_are_written_in_several_transactions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "BATCH_BYTES", 5_000)
+    monkeypatch.setattr(batches, "BATCH_BYTES", 5_000)
     histories = spread(20, TOPICS.history, PARTITIONS)
 
     async def go() -> None:
