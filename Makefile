@@ -38,7 +38,7 @@ demo: fetch
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: fetch
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
