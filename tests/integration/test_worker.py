@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
 
 from flowpilot.adapters.kafka.admin import KafkaAdmin
@@ -66,15 +73,25 @@ class Bench:
 
     def members(self) -> int:
         """Members of the group that have partitions, once nothing moves."""
-        found = self._admin.describe_consumer_groups([self.group])[self.group].result(10)
-        if found.state.name != "STABLE":
+        found = self._described()
+        if found is None or found.state.name != "STABLE":
             return 0
         assigned = [len(member.assignment.topic_partitions) for member in found.members]
         return len(assigned) if sum(assigned) == self.settings.step_partitions and all(assigned) else 0
 
-    def group_size(self) -> int:
-        """Members of the group, whatever they have."""
-        return len(self._admin.describe_consumer_groups([self.group])[self.group].result(10).members)
+    def is_left(self) -> bool:
+        """Whether the group has no member."""
+        found = self._described()
+        return found is not None and not found.members
+
+    def _described(self) -> Any:
+        """The group; None while a young broker still makes its coordinator."""
+        try:
+            return self._admin.describe_consumer_groups([self.group])[self.group].result(10)
+        except KafkaException as error:
+            if error.args[0].code() in (KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.NOT_COORDINATOR):
+                return None
+            raise
 
     def send(self, step: str, *, partition: int = 0) -> str:
         execution = str(uuid.uuid4())
@@ -145,14 +162,17 @@ def test_a_handler_that_ends_its_process_runs_at_most_twice_and_blocks_nothing(b
     others = [bench.send("quick") for _ in range(5)]
     last = bench.send("quick")
 
-    def restarted_until_the_last_is_answered() -> bool:
+    def restarted_and_answered(key: str) -> bool:
         if bench.processes[-1].poll() is not None:  # as a supervisor does
             bench.start()
-        return bench.all_completed([last])
+        return len(bench.processes) > 1 and bench.all_completed([key])
 
-    eventually(restarted_until_the_last_is_answered, 90)
+    # A suspect runs after the commit: the killer's end may come when all others are answered and committed.
+    eventually(lambda: restarted_and_answered(last), 90)
     eventually(lambda: bench.committed() == 7)
-    assert 2 <= len(bench.processes) <= 3
+    afterwards = bench.send("quick")
+    eventually(lambda: restarted_and_answered(afterwards), 60)
+    assert len(bench.processes) <= 3
     assert 1 <= bench.calls()[f"{step.partition('_')[0]} {killer}"] <= 2
     # Whatever the process took with it is watched by the engine's heartbeat timer, the killer too.
     assert bench.answered(killer, "started") >= 1
@@ -208,7 +228,7 @@ def test_sigterm_finishes_what_runs_and_hands_back_the_rest(bench: Bench) -> Non
     bench.let_go()
     assert process.wait(20) == 0
     assert len(bench.calls()) == 4
-    eventually(lambda: bench.group_size() == 0, 3)  # it left: nobody waits for its session to end
+    eventually(lambda: bench.is_left(), 3)  # it left: nobody waits for its session to end
     bench.start()
     eventually(lambda: bench.all_completed(keys), 60)
     assert set(bench.calls().values()) == {1}
