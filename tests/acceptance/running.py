@@ -64,7 +64,10 @@ class RunningSystem(LocalSystem):
             "ACCEPTANCE_CALLS": str(self.calls_file),
         }
         super().__init__(services, environment={**environment, **more}, cwd=folder)
-        self._servers: dict[str, Any] = {"bootstrap.servers": services.bootstrap_servers}
+        self._servers: dict[str, Any] = {
+            "bootstrap.servers": services.bootstrap_servers,
+            "log_level": 2,  # these clients outlive the broker by a moment
+        }
         self._producer = Producer(
             {**self._servers, "message.max.bytes": 8_000_000, "partitioner": "murmur2_random"}
         )

@@ -68,7 +68,7 @@ class Shell:
 
     def type(self, command: str) -> str:
         """What one command prints, on stdout and stderr; "" for a role, which goes on."""
-        words = shlex.split(command)
+        words = shlex.split(command, comments=True)
         if words[0] == "make":  # the project's own targets: there, but not run inside a test
             self._run(f"make --dry-run --directory={shlex.quote(str(ROOT))} {shlex.join(words[1:])}")
         elif words == [".", ".venv/bin/activate"]:
