@@ -80,7 +80,7 @@ class Attempts:
         self._threads = HandlerThreads(asyncio.get_running_loop(), self._ended)
 
     def stop_taking(self) -> None:
-        """Begin nothing more."""
+        """Take no more records. Twice is once."""
         self._taking = False
         self._check_idle()
 

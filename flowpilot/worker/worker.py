@@ -91,6 +91,7 @@ class StepWorker:
             self._grace = 0.0
             self._hurried.set()
         self._asked = True
+        self._attempts.stop_taking()  # now, not some turns of the loop later
         self._stopping.set()
 
     async def run(self) -> None:

@@ -227,7 +227,9 @@ def test_sigterm_finishes_what_runs_and_hands_back_the_rest(bench: Bench) -> Non
     process.send_signal(signal.SIGTERM)
     bench.let_go()
     assert process.wait(20) == 0
-    assert len(bench.calls()) == 4
+    begun = len(bench.calls())
+    assert begun < 12  # four, or more if they ended before the signal was there
+    eventually(lambda: sum(bench.answered(key, "completed") for key in keys) == begun)
     eventually(lambda: bench.is_left(), 3)  # it left: nobody waits for its session to end
     bench.start()
     eventually(lambda: bench.all_completed(keys), 60)

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from flowpilot.authoring import StepContext, Workflow
 from flowpilot.ports.log import Fetched, TopicPartition
 from flowpilot.worker.partition import AssignedPartition
 from tests.unit.test_worker import Gate, _position, run
@@ -171,7 +172,28 @@ def test_what_does_not_end_in_the_grace_is_handed_back(step: str) -> None:
     run(scenario())
 
 
-def test_a_second_stop_waits_for_no_handler() -> None:
+def test_from_a_stop_on_nothing_is_begun() -> None:
+    async def scenario() -> None:
+        workflow = Workflow("stopping", version="1")
+        calls: list[str] = []
+
+        @workflow.step
+        async def last(ctx: StepContext) -> None:
+            calls.append(ctx.idempotency_key)
+            worker.stop()
+
+        rig = Rig(workflow)
+        worker = rig.worker(concurrency=1)
+        for _ in range(2):
+            rig.ready("last")
+        await asyncio.wait_for(worker.run(), 10)
+        assert len(calls) == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("between", [0.0, 0.1])
+def test_a_second_stop_waits_for_no_handler(between: float) -> None:
     async def scenario() -> None:
         gate = Gate()
         rig = Rig(gate.workflow)
@@ -180,8 +202,10 @@ def test_a_second_stop_waits_for_no_handler() -> None:
         rig.ready("wait")
         await eventually_async(lambda: gate.running == 1)
         worker.stop()
+        await asyncio.sleep(between)  # at once, or when it waits for the handler
+        assert not serving.done()
         worker.stop()
-        await asyncio.wait_for(serving, 10)
+        await asyncio.wait_for(serving, 5)  # the handler times out after 10
         gate.opened.set()
 
     run(scenario())
