@@ -159,7 +159,7 @@ class Reading(BaseModel):
         (2**64, Any),
         ("\ud800", str),
         ({"\ud800": 1}, Any),
-        (object(), Any),
+        pytest.param(object(), Any, id="object"),
         (b"\xff", Any),
         (math.sqrt, Any),
     ],
