@@ -14,7 +14,7 @@ def main() -> None:
     try:
         settings = load_settings()
     except SettingsError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     run(settings, build_engine)
 

@@ -63,7 +63,7 @@ def run(settings: Settings, build_engine: BuildEngine) -> NoReturn:
     try:
         check_topics(settings)
     except CannotStart as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.code) from None
     _use_uvloop()
     loop = asyncio.new_event_loop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.util import find_spec
 from typing import Self
 
 from flowpilot.adapters.definitions import LogDefinitions
@@ -12,8 +13,9 @@ from flowpilot.adapters.kafka.reader import KafkaReader
 from flowpilot.app.logging import quieten
 from flowpilot.client.blocking import BlockingClient
 from flowpilot.client.client import ConnectedClient
-from flowpilot.client.connection import AuditView, Connection
+from flowpilot.client.connection import AuditView, Connection, StartSeen
 from flowpilot.settings import Settings, load_settings
+from flowpilot_schemas.messages import ExecutionEnded
 
 
 class Client(ConnectedClient):
@@ -51,13 +53,40 @@ class Client(ConnectedClient):
         await asyncio.to_thread(self._reader.close)
 
 
-def _audit_view(settings: Settings) -> AuditView | None:
-    try:
-        from flowpilot.adapters.postgres.engine import connect
-        from flowpilot.app.audit_view import PostgresAuditView
-    except ModuleNotFoundError:  # the base installation has no PostgreSQL: results come by the replies topic
-        return None
+class _LazyAuditView:
+    """The audit record, with SQLAlchemy imported when it is first asked: a start alone never asks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._view: AuditView | None = None
+        self._making = asyncio.Lock()
+
+    async def start_seen(self, execution: str, cause: int) -> StartSeen | None:
+        """See `AuditView`."""
+        return await (await self._made()).start_seen(execution, cause)
+
+    async def ended(self, execution: str, run: int | None) -> ExecutionEnded | None:
+        """See `AuditView`."""
+        return await (await self._made()).ended(execution, run)
+
+    async def _made(self) -> AuditView:
+        async with self._making:
+            if self._view is None:
+                self._view = await asyncio.to_thread(_connect, self._settings)
+            return self._view
+
+
+def _connect(settings: Settings) -> AuditView:
+    from flowpilot.adapters.postgres.engine import connect
+    from flowpilot.app.audit_view import PostgresAuditView
+
     engine = connect(
         settings.database_url.get_secret_value(), application="flowpilot-client", pool_size=1, max_overflow=4
     )
     return PostgresAuditView(engine)
+
+
+def _audit_view(settings: Settings) -> AuditView | None:
+    if find_spec("sqlalchemy") is None or find_spec("psycopg2") is None:
+        return None  # the base installation: results come by the replies topic
+    return _LazyAuditView(settings)
