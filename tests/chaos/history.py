@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
+from collections import deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
@@ -28,6 +31,7 @@ class HistoryWatcher:
         self.faults: list[str] = []
         self.ended: dict[tuple[str, int], str] = {}
         self.repeated = 0
+        self._arrivals: deque[float] = deque(maxlen=20_000)
         self._stop = threading.Event()
         self._topic = topic
         self._consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": f"{topic}-watcher"})
@@ -39,6 +43,11 @@ class HistoryWatcher:
     def live(self) -> int:
         """Runs that have begun and not ended."""
         return len(self.runs) - len(self.ended)
+
+    def longest_silence(self, since: float) -> float:
+        """The longest time in seconds between two new events after `since` (monotonic)."""
+        times = [since, *(at for at in list(self._arrivals) if at > since)]
+        return max((after - before for before, after in pairwise(times)), default=0.0)
 
     def close(self) -> None:
         self._stop.set()
@@ -70,6 +79,7 @@ class HistoryWatcher:
         elif previous is not None and previous[1] != before:
             self.faults.append(f"{run} seq {seq}: does not follow seq {seq - 1}")
         chain.events[seq] = (before, after, kind)
+        self._arrivals.append(time.monotonic())
         if kind == "ExecutionStarted":
             self.keys[event["key"]] = event["execution"]
         if kind in ENDS:

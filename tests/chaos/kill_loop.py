@@ -111,7 +111,11 @@ def kill(
     # Under way again: new facts since the kill, whoever was killed.
     if not wait_for(lambda: told_events(watcher) > events + at_least):
         raise SystemExit(f"kill-loop: nothing happened for {PATIENCE} s after {role} was killed")
-    console.print(f"{turn} kill -9 {role:<9} with {live:4} live; ready again after {back:4.1f} s")
+    silence = watcher.longest_silence(since=killed)
+    console.print(
+        f"{turn} kill -9 {role:<9} with {live:4} live; ready again after {back:4.1f} s, "
+        f"no new event for {silence:4.1f} s"
+    )
 
 
 def compare(watcher: HistoryWatcher, keys: set[str], database_url: str) -> list[str]:

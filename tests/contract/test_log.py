@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flowpilot.adapters.murmur2 import partition_of
+from flowpilot.core.murmur2 import partition_of
 from flowpilot.ports.log import Delivery, LogUnavailable, Record
 from tests.contract.logs import MEMORY_AND_KAFKA, Log, open_log
 from tests.waiting import eventually_async

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from flowpilot.adapters.memory.log import MemoryLog
-from flowpilot.adapters.murmur2 import murmur2
+from flowpilot.core.murmur2 import murmur2
 from flowpilot.ports.log import Delivery, LogUnavailable, Record, TopicPartition
 
 run = asyncio.run

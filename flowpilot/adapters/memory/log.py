@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from flowpilot.adapters.memory.group import Group, MemoryConsumer, ignore_rebalance
-from flowpilot.adapters.murmur2 import partition_of
+from flowpilot.core.murmur2 import partition_of
 from flowpilot.ports.log import Delivery, Fetched, LogUnavailable, Rebalanced, Record, TopicPartition
 from flowpilot_schemas.topics import MIB
 
