@@ -94,7 +94,8 @@ class PartitionTable:
         if entry.value is None:
             self._entries.pop(key, None)
         else:
-            self._entries[key] = entry
+            # An encoder's bytes keep its whole buffer of some KiB; a copy has the size of the value.
+            self._entries[key] = Entry(bytes(memoryview(entry.value)), entry.src, entry.epoch)
 
     def items(self) -> Iterator[tuple[bytes, Entry]]:
         """All entries, in no order that matters."""
