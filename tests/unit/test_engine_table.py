@@ -11,13 +11,12 @@ from flowpilot.engine.table import Entry, PartitionTable
 
 def test_a_value_takes_no_more_memory_than_its_length() -> None:
     # An encoder gives bytes with the room of its whole buffer: kept as they are, each state took 4 KiB.
-    values = [orjson.dumps({"number": number, "text": "x" * 200}) for number in range(500)]
     table = PartitionTable(0)
     tracemalloc.start()
     try:
-        for number, value in enumerate(values):
+        for number in range(500):
+            value = orjson.dumps({"number": number, "text": "x" * 200})
             table.put(b"%d" % number, Entry(value, number, 1))
-        values.clear()
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
