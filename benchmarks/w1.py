@@ -116,7 +116,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--executions", type=int, default=5_000, help="chains a run")
     parser.add_argument("--sequential", type=int, default=300, help="chains one after another")
-    parser.add_argument("--live", type=int, default=5_000, help="live executions for the engine's memory")
+    parser.add_argument(
+        "--live",
+        type=int,
+        default=20_000,
+        help="live executions for the engine's memory: many, or what earlier runs freed hides them",
+    )
     return parser.parse_args()
 
 
