@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE, CompletedProcess, Popen
 from typing import Any, NamedTuple
@@ -150,18 +151,23 @@ class RunningSystem(LocalSystem):
         headers: Mapping[str, bytes] | None = None,
     ) -> list[Place]:
         """Records, in their order, once the broker has all of them."""
-        places: list[Place] = []
+        places: dict[int, Place] = {}
 
-        def delivered(error: object, message: Message) -> None:
+        def delivered(error: object, message: Message, number: int) -> None:
             assert error is None, error
-            places.append(Place(topic, message.partition() or 0, message.offset() or 0))
+            places[number] = Place(topic, message.partition() or 0, message.offset() or 0)
 
-        for value in values:
+        for number, value in enumerate(values):
             self._producer.produce(
-                topic, value, key=key, partition=partition, headers=dict(headers or {}), on_delivery=delivered
+                topic,
+                value,
+                key=key,
+                partition=partition,
+                headers=dict(headers or {}),
+                on_delivery=partial(delivered, number=number),
             )
         assert self._producer.flush(30) == 0
-        return places
+        return [places[number] for number in range(len(places))]
 
     def trigger(self, workflow: str, input: Any = None, key: str | None = None) -> str:
         """Start an execution by a record on the topic of triggers; its id."""

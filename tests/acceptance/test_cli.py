@@ -191,7 +191,9 @@ def test_verify_finds_a_forged_event(system: RunningSystem) -> None:
         system.ask(forge, value, execution)
         system.ask("alter table audit_event enable trigger append_only")
 
-    put(bytes(body).replace(b"144", b"145"))
+    forged = bytes(body).replace(b'"output":144', b'"output":145')
+    assert forged != bytes(body)
+    put(forged)
     try:
         found = json.loads(system.cli("execution", "verify", execution, "-o", "json", code=Exit.ERROR).stdout)
     finally:
