@@ -206,8 +206,11 @@ def test_a_second_writer_takes_partitions_over(world: World) -> None:
             await world.produce(records[:300])
             await world.stored(100)
             async with world.running() as second:
-                await world.produce(records[300:])
-                await world.stored(len(records))
+                told = 300
+                for portion in _portions(records[300:], 20):  # in turns: the first one alone may not take it all
+                    await world.produce(portion)
+                    told += len(portion)
+                    await world.stored(told)
                 assert second.writes > 0
 
     asyncio.run(go())
