@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from confluent_kafka import Producer as ConfluentProducer
@@ -111,6 +112,45 @@ def test_a_seek_drops_what_a_poll_had_fetched_already(kafka_settings: Settings) 
         assert [record.offset for record in found] == [2]
         await consumer.close()
         producer.close()
+
+    run(scenario())
+
+
+def test_a_commit_amid_a_rebalance_is_not_lost(kafka_settings: Settings) -> None:
+    """The broker refuses a member while its group is between two generations, though it keeps its partitions."""
+    place = TopicPartition(kafka_settings.topics.control, 0)
+
+    async def scenario() -> None:
+        properties = consumer_properties(kafka_settings, kafka_settings.namespace)
+        mine: set[TopicPartition] = set()
+
+        async def assigned(partitions: Sequence[TopicPartition]) -> None:
+            mine.update(partitions)
+
+        async def revoked(partitions: Sequence[TopicPartition]) -> None:
+            mine.difference_update(partitions)
+
+        consumer = KafkaConsumer(properties, [place.topic], on_assigned=assigned, on_revoked=revoked)
+
+        async def come_and_go() -> None:
+            for _ in range(4):
+                other = KafkaConsumer(properties, [place.topic])
+                await other.poll(1, 0.2)
+                await other.close()
+
+        others, offset = None, 0
+        try:
+            while others is None or not others.done():
+                await consumer.poll(1, 0)
+                if place in mine:  # there is one partition: another member may have it for a while
+                    others = others or asyncio.create_task(come_and_go())
+                    offset += 1
+                    await consumer.commit({place: offset})
+                    assert await consumer.committed([place]) == {place: offset}
+        finally:
+            if others is not None:
+                await others
+            await consumer.close()
 
     run(scenario())
 

@@ -16,12 +16,14 @@ from confluent_kafka import TopicPartition as ConfluentPartition
 from flowpilot.adapters.kafka.config import Properties
 from flowpilot.ports.log import Fetched, LogUnavailable, Rebalanced, TopicPartition
 
+# The group is between two generations. A member that goes on belongs to the next one in a moment, and keeps its
+# partitions until `on_revoked` is over, which no call of this thread overtakes.
+_UNSETTLED = frozenset({KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS})
+
 # The member lost the partition meanwhile: whoever has it now reads the records again.
-_LOST = frozenset(
+_LOST = _UNSETTLED | frozenset(
     {
-        KafkaError.ILLEGAL_GENERATION,
         KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.REBALANCE_IN_PROGRESS,
         KafkaError.FENCED_INSTANCE_ID,
         KafkaError._ASSIGNMENT_LOST,
         KafkaError._NO_OFFSET,
@@ -31,6 +33,10 @@ _LOST = frozenset(
 
 # Seconds: how long a commit or a seek may have to wait for a poll that finds nothing.
 _SLICE = 0.05
+
+# Seconds: how long a commit waits for the group to settle, and how often it asks.
+_SETTLES_WITHIN = 1.0
+_ASKS_EVERY = 0.02
 
 
 async def _nothing(_: Sequence[TopicPartition]) -> None:
@@ -64,7 +70,7 @@ class KafkaConsumer:
         self._under_way: asyncio.Future[list[Fetched]] | None = None
         self._failed: BaseException | None = None  # by a handler: for good
         self._error: LogUnavailable | None = None
-        self._closing = self._closed = False
+        self._closing = self._closed = self._handling = False
         self._subscribe(topics)
 
     def subscribe(self, topics: Sequence[str]) -> None:
@@ -118,8 +124,10 @@ class KafkaConsumer:
         running = cast(Coroutine[Any, Any, None], handler(named))
         handled = asyncio.run_coroutine_threadsafe(running, self._loop)
         handled.add_done_callback(lambda _: self._jobs.put(lambda: None))
+        self._handling = True
         while not handled.done():
             self._jobs.get()()  # the handler's own commits, and whatever else it waits for
+        self._handling = False
         try:
             handled.result()
         except BaseException as error:  # noqa: BLE001 - librdkafka would swallow it; `poll` raises it
@@ -178,15 +186,22 @@ class KafkaConsumer:
             await asyncio.wrap_future(self._do(lambda: self._commit(offsets)))
 
     def _commit(self, offsets: list[ConfluentPartition]) -> None:
+        deadline = time.monotonic() + _SETTLES_WITHIN
+        refused = self._refused(offsets)
+        # Within a handler waiting is in vain: the rebalance waits for the handler.
+        while not self._handling and refused & _UNSETTLED and time.monotonic() < deadline:
+            time.sleep(_ASKS_EVERY)
+            refused = self._refused(offsets)
+        for code in refused - _LOST:
+            raise LogUnavailable(f"{KafkaError(code).name()}: {KafkaError(code).str()}")
+
+    def _refused(self, offsets: list[ConfluentPartition]) -> set[int]:
+        """Commit; the codes of the errors, of the request or of its partitions."""
         try:
             answered = self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
-            refused = [error.args[0]]
-        else:
-            refused = [item.error for item in answered if item.error is not None]
-        for reason in refused:
-            if reason.code() not in _LOST:
-                raise LogUnavailable(f"{reason.name()}: {reason.str()}")
+            return {error.args[0].code()}
+        return {item.error.code() for item in answered if item.error is not None}
 
     async def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int | None]:
         """See the port."""
