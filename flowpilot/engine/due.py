@@ -38,6 +38,12 @@ class DueIndex:
         """The time of an execution that is in the index."""
         return self._due[execution]
 
+    def earliest(self) -> int | None:
+        """The earliest time there is."""
+        while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
     def _pop(self, now: int, limit: int) -> list[tuple[int, str]]:
         found: list[tuple[int, str]] = []
         seen: set[str] = set()

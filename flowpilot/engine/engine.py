@@ -20,7 +20,7 @@ from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.claim import EventsTopic, claim
 from flowpilot.engine.errors import DefinitionNeeded, EngineHalt, PartitionStopped
 from flowpilot.engine.fold import Fold, Frame, Output
-from flowpilot.engine.housekeeping import due_events, tombstones
+from flowpilot.engine.housekeeping import due_events, next_due, tombstones
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition, Trial
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
@@ -285,6 +285,11 @@ class Engine:
             if now - owned.checked_at >= _IDLE_CHECK_MS:
                 await self._changelog.check_end(owned)
                 owned.checked_at = owned.table.claimed_at = now
+
+    def next_due(self) -> int | None:
+        """The time by `clock` at which `tick` has a timer to fire or something to forget; None: nothing waits."""
+        times = [next_due(owned) for owned in self._owned.values()]
+        return min([due for due in times if due is not None], default=None)
 
     def live(self) -> Mapping[int, int]:
         """Entries in the table of each owned partition."""

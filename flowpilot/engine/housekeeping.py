@@ -43,6 +43,14 @@ def due_events(owned: OwnedPartition, events: EventsTopic, now: int) -> Iterator
         yield Record(events.topics.events, None, encode_message(m.Forget(before=before)), owned.partition)
 
 
+def next_due(owned: OwnedPartition) -> int | None:
+    """The time (ms) at which `due_events` has something to say next."""
+    deadline, forget = owned.deadlines.earliest(), owned.forgets.earliest()
+    if forget is not None:
+        forget = max(forget, owned.forget_asked_at + _FORGET_EVERY_MS)
+    return min([due for due in (deadline, forget) if due is not None], default=None)
+
+
 def tombstones(owned: OwnedPartition) -> dict[bytes, Entry]:
     """The keys that may go: payloads of runs that are over, then markers, once all that needs them was sent."""
     entries: dict[bytes, Entry] = {}

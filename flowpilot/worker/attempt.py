@@ -121,10 +121,7 @@ class Attempt:
 
     def ended(self, outcome: Outcome) -> Record:
         """The answer `step.completed` or `step.failed`."""
-        if isinstance(outcome, bytes):
-            output = {} if outcome == b"null" else {"output": orjson.Fragment(outcome)}
-            return self._answer("step.completed", {**output, "started_at": self.started_at})
-        return self._answer("step.failed", {"error": _error_json(outcome), "started_at": self.started_at})
+        return ended(self.message, self.record, self._worker_id, outcome, self.started_at)
 
     def say_failed(self, error: StepError) -> None:
         """Log it: a warning if no other attempt can follow."""
@@ -156,6 +153,15 @@ def answer(message: StepReady, record: Fetched, worker_id: str, kind: str, field
     reply = message.reply
     key = reply.key or message.task_id.partition("/")[0]
     return Record(reply.topic, key.encode(), encode(value), partition=reply.partition)
+
+
+def ended(message: StepReady, record: Fetched, worker_id: str, outcome: Outcome, started_at: str) -> Record:
+    """The answer that ends the attempt: `step.completed` or `step.failed`. `started_at` is ISO 8601."""
+    if isinstance(outcome, bytes):
+        output = {} if outcome == b"null" else {"output": orjson.Fragment(outcome)}
+        return answer(message, record, worker_id, "step.completed", {**output, "started_at": started_at})
+    fields = {"error": _error_json(outcome), "started_at": started_at}
+    return answer(message, record, worker_id, "step.failed", fields)
 
 
 def no_handler(message: StepReady, record: Fetched, worker_id: str) -> Record:
