@@ -6,26 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from flowpilot_schemas import messages
-from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition
+from flowpilot_schemas.contract import public_messages
 from flowpilot_schemas.history import FIELDS, TERMINAL_EVENTS
+from flowpilot_schemas.topics import Topics
 
 DIRECTORY = Path(__file__).parent
 
 
 def contract() -> dict[str, dict[str, Any]]:
     """File name to content: a JSON Schema for each message, named by its type, and the history events' fields."""
-    models: dict[str, type[BaseModel]] = {
-        "trigger": messages.Trigger,
-        "definition": WorkflowDefinition,
-        "definition-pointer": DefinitionPointer,
-    }
-    for model in vars(messages).values():
-        if isinstance(model, type) and issubclass(model, BaseModel) and "type" in model.model_fields:
-            models[model.model_fields["type"].default] = model
-    files: dict[str, dict[str, Any]] = {f"{name}.json": model.model_json_schema() for name, model in models.items()}
+    schemas = {message.name: message.schema() for message in public_messages(Topics()) if message.name != "history"}
+    files = {f"{name}.json": schema for name, schema in schemas.items()}
     files["history.json"] = {
         name: {
             "required": [field for field in fields if not field.endswith("?")],

@@ -1,4 +1,4 @@
-"""The examples of docs/testing.md, run by pytest as a user has them: files beside each other, the plugin installed."""
+"""The examples of docs/testing.md, run by pytest as a user has them: in one folder, the plugin installed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,43 @@
+"""A workflow whose steps run in two languages: a quote by `worker.py`, then a label by `node/worker.mjs`.
+
+    flowpilot workflow apply examples/workers/orders.py:orders
+    python examples/workers/worker.py pricing
+    node examples/workers/node/worker.mjs shipping
+
+A step that another program runs is declared like any other: its name, its queue, what it takes and gives. Only its
+body is empty, for no worker of FlowPilot's serves these queues.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from flowpilot import Retry, Workflow
+
+
+class Order(BaseModel):
+    sku: str
+    quantity: int
+    seconds: float = 0
+    """How long each step takes."""
+    busy: int = 0
+    """So many attempts of each step meet a service that is busy."""
+
+
+class Quote(BaseModel):
+    cents: int
+
+
+class Label(BaseModel):
+    text: str
+
+
+orders = Workflow("orders", version="1", input=Order, retry=Retry(max_attempts=5, initial="100ms"))
+
+
+@orders.step(queue="pricing", heartbeat="3s")
+def quote(input: Order) -> Quote: ...  # type: ignore[empty-body]
+
+
+@orders.step(queue="shipping", heartbeat="3s")
+def label(input: Order, quote: Quote) -> Label: ...  # type: ignore[empty-body]

@@ -1,0 +1,48 @@
+"""A worker with nothing but a Kafka client: `python worker.py 127.0.0.1:9092 flowpilot.steps.pricing`."""
+
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+
+from confluent_kafka import Consumer, Producer
+
+
+def quote(step):
+    order = step["input"]
+    time.sleep(order.get("seconds", 0))
+    if step["attempt"] <= order.get("busy", 0):
+        raise ConnectionError("the price service is busy")
+    return {"cents": 250 * order["quantity"]}
+
+
+def answer(record, step, kind, **fields):
+    body = json.dumps({"v": 1, "type": kind, "task_id": step["task_id"], "worker_id": "python", **fields})
+    topic, partition, key = step["reply"]["topic"], step["reply"]["partition"], step["reply"]["key"]
+    producer.produce(topic, body, key, partition, on_delivery=lambda error, _: error and sys.exit(str(error)))
+    producer.flush()
+    consumer.commit(record, asynchronous=False)  # only now: the answer, or the step.started, is acknowledged
+
+
+servers, steps = sys.argv[1:]
+producer = Producer({"bootstrap.servers": servers, "enable.idempotence": True})
+group = {"group.id": steps.replace(".steps.", ".worker."), "partition.assignment.strategy": "cooperative-sticky"}
+offsets = {"enable.auto.commit": False, "auto.offset.reset": "earliest"}
+consumer = Consumer({"bootstrap.servers": servers, "session.timeout.ms": 6000, **group, **offsets})
+consumer.subscribe([steps])
+handlers, pool = {"quote": quote}, ThreadPoolExecutor(1)
+while True:
+    record = consumer.poll(1)
+    if record is None or record.error():
+        continue
+    step, beat, say = json.loads(record.value()), 1.0, "step.started"
+    print("runs", step["task_id"], flush=True)
+    running = pool.submit(handlers[step["step"]], step)
+    while wait([running], beat).not_done:  # it runs long: from now on the engine watches it
+        answer(record, step, say)
+        beat, say = step["heartbeat_ms"] / 3000, "step.heartbeat"
+    if error := running.exception():
+        wrong = {"kind": type(error).__name__, "message": str(error), "retryable": True}
+        answer(record, step, "step.failed", error=wrong)
+    else:
+        answer(record, step, "step.completed", output=running.result())
