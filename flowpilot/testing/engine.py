@@ -61,6 +61,11 @@ class EngineSeat:
         self._ends_at = step
 
     @property
+    def crash_to_come(self) -> str | None:
+        """The step whose answer a crash still waits for."""
+        return self._ends_at
+
+    @property
     def next_due(self) -> int | None:
         """When the engine wakes next, in ms."""
         return None if self._engine is None else self._engine.next_due()

@@ -109,9 +109,12 @@ class Scripted:
         await self._machine.open()
         self._open = True
 
-    async def _end(self) -> None:
+    async def _end(self, error: BaseException | None) -> None:
         self._open = False
         await self._machine.close()
+        step = self._machine.engine.crash_to_come
+        if error is None and step is not None:
+            raise KitMisused(f"env.crash(during={step!r}) never came about: the step has not answered since")
 
     async def _start(self, input: Any, workflow: WorkflowLike | None, key: str | None) -> Execution:
         return await self._machine.start(self._machine.faults.workflow(workflow), input, key)
@@ -144,8 +147,8 @@ class WorkflowEnvironment(Scripted):
         await self._begin()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._end()
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        await self._end(error)
 
     async def start(
         self, input: Any = None, *, workflow: WorkflowLike | None = None, key: str | None = None
@@ -190,9 +193,9 @@ class BlockingEnvironment(Scripted):
         self._runner.run(self._begin())
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
-            self._run(self._end())
+            self._run(self._end(error))
         finally:
             self._runner.close()
 

@@ -176,8 +176,9 @@ def test_what_a_killed_foreign_worker_had_not_answered_is_run_again(
 
 
 def test_a_foreign_worker_that_dies_while_the_engine_watches_costs_an_attempt(
-    system: RunningSystem, worker: ForeignWorker
+    system: RunningSystem, python: ForeignWorker
 ) -> None:
+    worker = python
     execution = order(system, seconds=2)
     eventually(lambda: worker.told(execution, "StepStarted"), PATIENCE, what="the step is said to run")
     if not worker.told(execution, "StepCompleted"):

@@ -59,7 +59,7 @@ def flows(tmp_path: Path) -> Path:
 
 HELPS = [
     (),
-    *((name,) for name in ("setup", "engine", "router", "worker", "audit", "workflow", "execution")),
+    *((name,) for name in ("setup", "engine", "router", "worker", "audit", "workflow", "execution", "schema")),
     *(("workflow", name) for name in ("apply", "list")),
     *(("execution", name) for name in ("start", "list", "show", "cancel", "verify")),
 ]
@@ -87,6 +87,35 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": PATHS}
     )
     assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_schema_lists_the_messages_and_prints_each(capsys: pytest.CaptureFixture[str]) -> None:
+    main_ok("schema")
+    heads, *lines = capsys.readouterr().out.splitlines()
+    assert heads.split() == ["MESSAGE", "TOPIC", "DESCRIPTION"]
+    assert ["step.ready", "flowpilot.steps.<queue>"] in [line.split()[:2] for line in lines]
+
+    main_ok("schema", "-o", "json")
+    every = {row["message"]: row["schema"] for row in json.loads(capsys.readouterr().out)}
+    assert len(every) == len(lines)
+    for form in ([], ["-o", "json"], ["-o", "jsonl"]):
+        main_ok("schema", "step.failed", *form)
+        assert json.loads(capsys.readouterr().out) == every["step.failed"]
+    assert every["step.failed"]["required"] == ["task_id", "error"]
+
+
+def test_schema_of_what_is_no_message(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, hint in (("step.faild", "did you mean 'step.failed'?"), ("orders", "`flowpilot schema` lists them")):
+        with pytest.raises(SystemExit) as ended:
+            main(["schema", name])
+        assert ended.value.code == Exit.NOT_FOUND
+        assert capsys.readouterr().err == f"error: there is no message {name!r}; {hint}\n"
+
+
+def main_ok(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments])
+    assert ended.value.code == 0
 
 
 @pytest.mark.parametrize(
