@@ -19,7 +19,7 @@ class Order(BaseModel):
     sku: str
     quantity: int
     seconds: float = 0
-    """How long each step takes."""
+    """How long the first attempt of each step takes."""
     busy: int = 0
     """So many attempts of each step meet a service that is busy."""
 

@@ -9,12 +9,12 @@ from typing import Any, Self, TypeVar
 
 from flowpilot.authoring.durations import Duration, milliseconds
 from flowpilot.authoring.results import to_json
-from flowpilot.authoring.workflow import Workflow
+from flowpilot.authoring.workflow import StepRef, Workflow
 from flowpilot.ports.audit import HistoryEvent
 from flowpilot.ports.log import Record
 from flowpilot.testing.errors import InjectedFailure, KitMisused
 from flowpilot.testing.execution import Execution
-from flowpilot.testing.faults import StepLike, WorkflowLike
+from flowpilot.testing.faults import WorkflowLike
 from flowpilot.testing.machine import Machine
 from flowpilot_schemas.messages import DeadLetter
 
@@ -39,7 +39,7 @@ class Scripted:
 
     def fail(
         self,
-        step: StepLike,
+        step: StepRef,
         *,
         times: int | None = 1,
         error: BaseException | type[BaseException] | None = None,
@@ -56,27 +56,25 @@ class Scripted:
             error = error()
         self._machine.faults.plan("fail", place, times, error)
 
-    def hang(self, step: StepLike, *, times: int | None = 1, workflow: WorkflowLike | None = None) -> None:
+    def hang(self, step: StepRef, *, times: int | None = 1, workflow: WorkflowLike | None = None) -> None:
         """The next `times` attempts never end: the worker says that they run, and times them out."""
         self._machine.faults.plan("hang", self._machine.faults.place(step, workflow), times)
 
-    def lose_worker(self, step: StepLike, *, times: int | None = 1, workflow: WorkflowLike | None = None) -> None:
+    def lose_worker(self, step: StepRef, *, times: int | None = 1, workflow: WorkflowLike | None = None) -> None:
         """The worker of the next `times` attempts dies after it began: no heartbeat comes any more."""
         self._machine.faults.plan("lose", self._machine.faults.place(step, workflow), times)
 
-    def repeat(self, step: StepLike, *, times: int | None = 1, workflow: WorkflowLike | None = None) -> None:
+    def repeat(self, step: StepRef, *, times: int | None = 1, workflow: WorkflowLike | None = None) -> None:
         """The next `times` attempts are delivered twice, as Kafka may: the handler is called twice for each,
         with the same idempotency key, and the second answer is ignored."""
         self._machine.faults.plan("repeat", self._machine.faults.place(step, workflow), times)
 
-    def replace(
-        self, step: StepLike, function: Callable[..., Any], *, workflow: WorkflowLike | None = None
-    ) -> None:
+    def replace(self, step: StepRef, function: Callable[..., Any], *, workflow: WorkflowLike | None = None) -> None:
         """Call `function` (also a Mock or an AsyncMock) in the handler's place. It is given by name what the
         handler would be given, as far as it takes it."""
         self._machine.faults.replace(self._machine.faults.place(step, workflow), function)
 
-    def crash(self, *, during: StepLike | None = None) -> None:
+    def crash(self, *, during: StepRef | None = None) -> None:
         """The engine's process is lost, and another recovers from the changelog as soon as anything moves.
 
         With `during`, at the worst moment of the next answer of that step: when it is in the engine's state, and
@@ -190,7 +188,11 @@ class BlockingEnvironment(Scripted):
         else:
             raise KitMisused("an event loop runs here already; use `async with WorkflowEnvironment(…) as env:`")
         self._runner = asyncio.Runner()
-        self._runner.run(self._begin())
+        try:
+            self._runner.run(self._begin())
+        except BaseException:
+            self._runner.close()
+            raise
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:

@@ -11,11 +11,10 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any, Literal
 
-from flowpilot.authoring.workflow import Workflow
+from flowpilot.authoring.workflow import StepRef, Workflow
 from flowpilot.testing.errors import KitMisused
 from flowpilot.worker.handlers import Handler
 
-StepLike = str | Callable[..., Any]
 WorkflowLike = Workflow | str
 Kind = Literal["fail", "hang", "lose", "repeat"]
 Place = tuple[str, str]  # the names of workflow and step
@@ -85,14 +84,14 @@ class Faults:
         function = self._replaced.get(place)
         return handler if function is None else _with_call(handler, function)
 
-    def place(self, step: StepLike, workflow: WorkflowLike | None) -> Place:
+    def place(self, step: StepRef, workflow: WorkflowLike | None) -> Place:
         """The step that is meant. Raises `KitMisused` if there is none, or more than one."""
         among = [self.workflow(workflow)] if workflow is not None else self._workflows
         places = {
             (candidate.name, name)
             for candidate in among
             for name, declared in candidate.steps.items()
-            if step == name or step is declared.handler
+            if step == name or step is declared or step is declared.handler
         }
         if len(places) == 1:
             return places.pop()

@@ -160,34 +160,30 @@ def test_a_foreign_worker_completes_fails_and_tells_that_it_is_alive(
 def test_what_a_killed_foreign_worker_had_not_answered_is_run_again(
     system: RunningSystem, worker: ForeignWorker
 ) -> None:
-    execution = order(system, seconds=0.9)
-    eventually(lambda: worker.runs(execution), PATIENCE, what="the step is taken")
-    worker.kill()
-    worker.start()
-
-    completed = worker.completed(execution)
-    assert completed["output"] == SAID[worker.step].output
-    if not worker.told(execution, "StepStarted"):
-        # It was killed before it said anything: nothing was committed, and the same attempt is delivered again.
-        assert completed["attempt"] == 1
-        assert len(worker.runs(execution)) == 2
-    else:
-        assert completed["attempt"] == 2  # said to run, then silent: the engine's heartbeat time-out
+    for _ in range(5):
+        execution = order(system, seconds=0.9)
+        eventually(lambda execution=execution: worker.runs(execution), PATIENCE, what="the step is taken")
+        worker.kill()
+        worker.start()
+        completed = worker.completed(execution)
+        assert completed["output"] == SAID[worker.step].output
+        said_nothing = not worker.told(execution, "StepStarted")
+        if said_nothing and len(worker.runs(execution)) == 2:
+            assert completed["attempt"] == 1  # nothing was committed: the same attempt was delivered again
+            return
+    pytest.fail("no kill fell between a record and its answer: the machine is too slow for this test")
 
 
 def test_a_foreign_worker_that_dies_while_the_engine_watches_costs_an_attempt(
     system: RunningSystem, python: ForeignWorker
 ) -> None:
-    worker = python
-    execution = order(system, seconds=2)
-    eventually(lambda: worker.told(execution, "StepStarted"), PATIENCE, what="the step is said to run")
-    if not worker.told(execution, "StepCompleted"):
-        worker.kill()
-        worker.start()
-    completed = worker.completed(execution)
-    timed_out = worker.told(execution, "StepTimedOut")
-    assert [event["timeout"] for event in timed_out] == ["heartbeat"] * (completed["attempt"] - 1)
-    assert completed["attempt"] == 2, "the machine was too slow for the kill to fall into the two seconds"
+    execution = order(system, seconds=60)
+    eventually(lambda: python.told(execution, "StepStarted"), PATIENCE, what="the step is said to run")
+    python.kill()
+    python.start()
+    assert python.completed(execution)["attempt"] == 2
+    [timed_out] = python.told(execution, "StepTimedOut")
+    assert (timed_out["attempt"], timed_out["timeout"]) == (1, "heartbeat")
 
 
 def test_the_example_in_python_is_short() -> None:

@@ -309,6 +309,22 @@ def test_several_workflows_and_versions() -> None:
             env.fail("ship")
 
 
+def test_steps_that_share_a_function_are_given_as_steps() -> None:
+    parts = Workflow("parts", version="1")
+
+    def count(n: int) -> int:
+        return n
+
+    first, second = (parts.add_step(count, name=f"part-{n}", args={"n": n}) for n in (1, 2))
+    with WorkflowEnvironment.blocking(parts) as env:
+        env.fail(second, error=NonRetryable("no"))
+        execution = env.start()
+        assert [step.status for step in execution.steps.values()] == ["completed", "failed"]
+        with pytest.raises(KitMisused, match="count is more than one step"):
+            env.hang(count)
+        env.hang(first)
+
+
 def test_queues_that_nobody_serves() -> None:
     with run(queues=["shop"]) as env:
         execution = env.start(Order(n=1))

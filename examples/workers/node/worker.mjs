@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 
 const handlers = {
   async label ({ input, parents, attempt }) {
-    await sleep((input.seconds ?? 0) * 1000)
+    if (attempt === 1) await sleep((input.seconds ?? 0) * 1000)
     if (attempt <= (input.busy ?? 0)) throw new Error('the label printer is busy')
     return { text: `${input.quantity} × ${input.sku}, ${parents.quote.cents} cents` }
   }
@@ -29,7 +29,7 @@ const records = await consumer.consume({
 for await (const record of records) {
   const step = JSON.parse(record.value)
   console.log('runs', step.task_id)
-  const running = handlers[step.step](step).then(
+  const running = (async () => handlers[step.step](step))().then(
     output => ['step.completed', { output }],
     ({ name, message }) => ['step.failed', { error: { kind: name, message, retryable: true } }]
   )
