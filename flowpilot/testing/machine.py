@@ -51,7 +51,7 @@ class Machine:
         connection = Connection(self.topics, self.limits, producer, reader, self._definitions)
         self.client = ConnectedClient(connection, actor=_ACTOR)
         self.history = History(self.log, self.topics.history)
-        self._routed: dict[str, int] = {}
+        self._routed: dict[TopicPartition, int] = {}
 
     def _clock(self) -> int:
         return self.now
@@ -108,8 +108,8 @@ class Machine:
         starts = []
         for partition in range(self.log.partitions(topic)):
             place = TopicPartition(topic, partition)
-            for record in self.log.fetch(place, self._routed.get(str(place), 0), 1_000):
-                self._routed[str(place)] = record.offset + 1
+            for record in self.log.fetch(place, self._routed.get(place, 0), 1_000):
+                self._routed[place] = record.offset + 1
                 for outcome in route(where, record, self.log.topic_id(topic)):
                     if isinstance(outcome, StartExecution):
                         key = root_id(outcome.execution).encode()
