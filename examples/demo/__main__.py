@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka.admin import AdminClient, NewTopic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from examples.demo.report import Audit, comparison, expected, read_ledger
+from examples.demo.clinic import Clinic
+from examples.demo.report import Audit, comparison, expected, read_lines
 from flowpilot.local.errors import LocalError
 from flowpilot.local.services import LocalServices, remove_data
 from flowpilot.local.system import LocalSystem
@@ -36,11 +38,11 @@ def main() -> int:
     if data.exists():
         remove_data(data)
     began = time.monotonic()
-    console.print("Starting Kafka, PostgreSQL and FlowPilot's roles …", highlight=False)
+    console.print("Starting Kafka, PostgreSQL, a mail server and FlowPilot's roles …", highlight=False)
     with LocalServices(data) as services:
-        system = LocalSystem(
-            services, environment={"FLOWPILOT_EVENT_PARTITIONS": "4", "FLOWPILOT_STEP_PARTITIONS": "4"}
-        )
+        clinic = Clinic(services)
+        partitions = {"FLOWPILOT_EVENT_PARTITIONS": "4", "FLOWPILOT_STEP_PARTITIONS": "4"}
+        system = LocalSystem(services, environment={**partitions, **clinic.environment})
         create_topic(services.bootstrap_servers)
         system.start_all([WORKFLOW], workers=2, concurrency=64)
         console.print(
@@ -54,9 +56,9 @@ def main() -> int:
         ]  # fmt: skip
         with running(command) as publisher:
             watch(system, audit, publisher, ledger, options.records, console)
-        lines = read_ledger(ledger)
-        promised, found = expected(lines), settled(audit, lines)
-        console.print(comparison(len(lines), promised, found, audit.shown()))
+        lines = read_lines(ledger)
+        promised, found = expected(lines), settled(audit, clinic, lines)
+        console.print(comparison(len(lines), promised, found, {**audit.shown(), **clinic.shown()}))
     agrees = promised == found
     verdict = "[green]Everything agrees[/]" if agrees else "[bold red]The table does not agree[/]"
     console.print(f"{verdict} after {time.monotonic() - began:.0f} s.")
@@ -64,6 +66,7 @@ def main() -> int:
         "\nWhat to type next:\n"
         f"  .venv/bin/python -m flowpilot.local up --data {data} > .env   # the same Kafka and PostgreSQL again\n"
         "  .venv/bin/flowpilot execution list                                # in another terminal\n"
+        f"  tail -n 2 {clinic.mails}                               # the last mails\n"
         "  less examples/patient_onboarding.py                               # the workflow",
         highlight=False,
         markup=False,
@@ -115,7 +118,7 @@ def watch(
         completed = progress.add_task("completed", total=records)
         ended_at = None
         while True:
-            lines = read_ledger(ledger)
+            lines = read_lines(ledger)
             done = audit.completed()
             goal = expected(lines)["completed"]
             progress.update(published, completed=len(lines))
@@ -139,11 +142,11 @@ def watch(
             time.sleep(0.2)
 
 
-def settled(audit: Audit, lines: list[dict[str, object]]) -> dict[str, int]:
-    """What PostgreSQL holds once the audit writer has caught up, or after a while."""
+def settled(audit: Audit, clinic: Clinic, lines: list[dict[str, Any]]) -> dict[str, int]:
+    """What PostgreSQL and the mail server hold once the audit writer has caught up, or after a while."""
     promised = expected(lines)
     give_up = time.monotonic() + 15
-    while (found := audit.found(lines)) != promised and time.monotonic() < give_up:
+    while (found := {**audit.found(lines), **clinic.found()}) != promised and time.monotonic() < give_up:
         time.sleep(0.3)
     return found
 

@@ -1,4 +1,4 @@
-"""What the ledger and the definition promise, what PostgreSQL holds, and the table that compares them."""
+"""What the ledger and the definition promise, what the audit record holds, and the table that compares."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ SHOWN = {
 }
 
 
-def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """The publisher's lines. A line that is still being written is left out."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file. A line that is still being written is left out."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -61,6 +61,7 @@ def expected(ledger: list[dict[str, Any]]) -> dict[str, int]:
     """What must be found: from the ledger and the definition alone."""
     patients = {line["patient_id"] for line in ledger if line["kind"] != "malformed"}
     steps = len(onboarding.definition.steps)
+    mails = sum(step.queue == "notify" for step in onboarding.definition.steps)
     duplicates = sum(line["kind"] != "malformed" for line in ledger) - len(patients)
     return {
         "started": len(patients),
@@ -72,6 +73,9 @@ def expected(ledger: list[dict[str, Any]]) -> dict[str, int]:
         # started and completed once, each step ready and completed once; a repeated trigger is noted as such
         "audit records": (2 + 2 * steps) * len(patients) + duplicates,
         "audit records that diverge": 0,
+        "patients": len(patients),
+        "patients activated": len(patients),
+        "mails": mails * len(patients),
     }
 
 
@@ -86,25 +90,27 @@ class Audit:
         """What is compared."""
         patients = {line["patient_id"] for line in ledger if line["kind"] != "malformed"}
         unlucky = [patient for patient in patients if meets_busy_gateway(patient)]
-        return {name: self._count(query, {"unlucky": unlucky}) for name, query in FOUND.items()}
+        return {name: count(self._connection, query, {"unlucky": unlucky}) for name, query in FOUND.items()}
 
     def shown(self) -> dict[str, int]:
         """What is shown beside it."""
-        return {name: self._count(query) for name, query in SHOWN.items()}
+        return {name: count(self._connection, query) for name, query in SHOWN.items()}
 
     def live(self) -> int:
         """Executions that have started and not ended."""
-        return self._count("select count(*) from workflow_execution where status = 'running'")
+        return count(self._connection, "select count(*) from workflow_execution where status = 'running'")
 
     def completed(self) -> int:
         """Executions that have completed."""
-        return self._count(FOUND["completed"])
+        return count(self._connection, FOUND["completed"])
 
-    def _count(self, query: str, values: Mapping[str, Any] | None = None) -> int:
-        with self._connection.cursor() as cursor:
-            cursor.execute(query, values)
-            [count] = cursor.fetchone() or (0,)
-            return int(count)
+
+def count(connection: Any, query: str, values: Mapping[str, Any] | None = None) -> int:
+    """The one number that a query gives."""
+    with connection.cursor() as cursor:
+        cursor.execute(query, values)
+        [number] = cursor.fetchone() or (0,)
+        return int(number)
 
 
 def comparison(
@@ -117,10 +123,10 @@ def comparison(
     table.add_column("found", justify="right")
     table.add_column("")
     table.add_row("published", f"{published:,}", "", "")
-    for name, count in promised.items():
-        agrees = found[name] == count
+    for name, number in promised.items():
+        agrees = found[name] == number
         mark = "[green]=[/]" if agrees else "[bold red]differs[/]"
-        table.add_row(name, f"{count:,}", f"{found[name]:,}", mark)
-    for name, count in shown.items():
-        table.add_row(f"[dim]{name}[/]", "", f"[dim]{count:,}[/]", "[dim]shown[/]")
+        table.add_row(name, f"{number:,}", f"{found[name]:,}", mark)
+    for name, number in shown.items():
+        table.add_row(f"[dim]{name}[/]", "", f"[dim]{number:,}[/]", "[dim]shown[/]")
     return table
