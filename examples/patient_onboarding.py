@@ -1,12 +1,12 @@
-"""Onboarding a patient: a row in PostgreSQL, a one-time password and an e-mail in parallel, then the patient is active.
+"""Onboarding a patient: a row in PostgreSQL, then a one-time password and an e-mail in parallel, then activation.
 
-    python -m examples.patient_onboarding                             # makes the table
+    python -m examples.patient_onboarding                         # makes the table
     flowpilot worker examples.patient_onboarding:onboarding
 
-Settings: CLINIC_DATABASE_URL (postgresql://user:password@host:port/database), CLINIC_MAIL_SERVER (host:port) and
+Settings: CLINIC_DATABASE_URL (postgresql://user:password@host:port/database), CLINIC_MAIL_SERVER (host:port),
 CLINIC_OTP_SECRET. A server that does not answer is a failed attempt, and tried again.
 
-A worker that dies after an effect and before its answer is tried again too, so each effect can bear a repetition: the
+A worker that dies after an effect and before its answer is tried again too, so each effect bears a repetition: the
 row is an upsert, the password is the same in every attempt, and the Message-ID is the step's idempotency key.
 """
 
@@ -92,7 +92,8 @@ def create_patient(input: NewPatient, ctx: StepContext) -> Patient:
     with transaction() as connection:
         connection.execute(
             text("""
-                insert into patients (patient_id, email, phone, created_by) values (:patient_id, :email, :phone, :key)
+                insert into patients (patient_id, email, phone, created_by)
+                values (:patient_id, :email, :phone, :key)
                 on conflict (patient_id) do update
                 set email = excluded.email, phone = excluded.phone, writes = patients.writes + 1
             """),

@@ -62,16 +62,14 @@ def main() -> int:
     agrees = promised == found
     verdict = "[green]Everything agrees[/]" if agrees else "[bold red]The table does not agree[/]"
     console.print(f"{verdict} after {time.monotonic() - began:.0f} s.")
-    console.print(
-        "\nWhat to type next:\n"
-        f"  .venv/bin/python -m flowpilot.local up --data {data} > .env   # the same Kafka and PostgreSQL again\n"
-        "  .venv/bin/flowpilot execution list                                # in another terminal\n"
-        f"  tail -n 2 {clinic.mails}                               # the last mails\n"
-        "  less examples/patient_onboarding.py                               # the workflow",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    console.print("\nWhat to type next:", highlight=False)
+    for command, what in (
+        (f".venv/bin/python -m flowpilot.local up --data {data} > .env", "the same Kafka and PostgreSQL again"),
+        (".venv/bin/flowpilot execution list", "in another terminal"),
+        (f"tail -n 2 {data / 'mails.jsonl'}", "the last mails"),
+        ("less examples/patient_onboarding.py", "the workflow"),
+    ):
+        console.print(f"  {command:<72}  # {what}", highlight=False, markup=False, soft_wrap=True)
     return 0 if agrees else 1
 
 

@@ -23,7 +23,7 @@ class Keeper:
         self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
         self._delay = delay
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
         mail = message_from_bytes(envelope.original_content or b"", policy=policy.default)
         kept = {
             "message_id": mail["Message-ID"],
