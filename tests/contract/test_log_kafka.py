@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import pytest
 from confluent_kafka import Producer as ConfluentProducer
 from confluent_kafka import TopicPartition as ConfluentPartition
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    OffsetSpec,
+    ResourceType,
+)
 
 from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin, KafkaUnreachable, PartitionsChanged, UnknownTopic
 from flowpilot.adapters.kafka.config import consumer_properties, producer_properties, reader_properties
@@ -187,6 +194,22 @@ def test_setup_creates_every_topic_once(settings: Settings) -> None:
         (settings.topics.steps("other"), "created"),
     ]
     delete_topics(settings)
+
+
+def test_every_partition_serves_when_setup_returns(settings: Settings) -> None:
+    """A leader is known before it leads: the command that comes next must not be told that there is none."""
+    many = settings.model_copy(update={"event_partitions": 24})
+    KafkaAdmin(many).setup()
+    topics = many.topics
+    asked = {
+        ConfluentPartition(name, number): OffsetSpec.latest()
+        for name in (topics.definitions, topics.events, topics.changelog, topics.history)
+        for number in range(1 if name == topics.definitions else 24)
+    }
+    client = admin_client(many)
+    answers = client.list_offsets(asked, request_timeout=10)
+    assert [future.result().offset for future in answers.values()] == [0] * 73
+    delete_topics(many)
 
 
 def test_setup_configures_topics_as_declared(kafka_settings: Settings) -> None:

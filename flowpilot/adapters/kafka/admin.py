@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __all__ lacks two of them
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
     NewTopic,
+    OffsetSpec,
     ResourceType,
 )
 
@@ -22,6 +23,8 @@ from flowpilot.settings import Settings
 from flowpilot_schemas.topics import Topic
 
 _TIMEOUT = 10.0
+# A broker on a busy machine makes some ten partitions a second.
+_PATIENCE = 60.0
 
 
 class AdminError(Exception):
@@ -59,7 +62,7 @@ class KafkaAdmin:
         """Create the topics that are missing, with a worker topic for each of `queues`; mend configurations.
 
         Idempotent; nothing is created or changed if a partition count is refused. Returns when every
-        partition has a leader.
+        partition is served by its leader.
         """
         topics = self._settings.topics
         declared = [self._counted(topic) for topic in topics.core()]
@@ -156,20 +159,38 @@ class KafkaAdmin:
         return {resource.name for resource in changes}
 
     def _await_leaders(self, names: set[str]) -> None:
-        """A topic that was just created is not known everywhere at once."""
-        deadline = time.monotonic() + self._timeout
+        """A topic that was just created is not known everywhere at once, and a leader is known before it leads."""
+        deadline = time.monotonic() + _PATIENCE
         while names:
             try:
                 described = self._describe(sorted(names))
-                if all(part.leader is not None for item in described.values() for part in item.partitions):
-                    return
+                partitions = {name: item.partitions for name, item in described.items()}
+                if all(part.leader is not None for parts in partitions.values() for part in parts):
+                    names = self._unserved(
+                        [TopicPartition(name, part.id) for name, parts in partitions.items() for part in parts]
+                    )
+                    if not names:
+                        return
             except UnknownTopic:
                 pass
             if time.monotonic() > deadline:
                 raise AdminError(
-                    f"{', '.join(sorted(names))} got no leader within {self._timeout:.0f} s: are all brokers up?"
+                    f"{', '.join(sorted(names))} got no leader within {_PATIENCE:.0f} s: are all brokers up?"
                 )
             time.sleep(0.02)
+
+    def _unserved(self, partitions: Sequence[TopicPartition]) -> set[str]:
+        """The topics with a partition whose leader does not answer for it yet."""
+        asked = {partition: OffsetSpec.latest() for partition in partitions}  # type: ignore[no-untyped-call]
+        unserved = set()
+        for partition, future in self._client.list_offsets(asked, request_timeout=self._timeout).items():
+            try:
+                self._result(future, f"tell the end of {partition.topic}")
+            except _Refused as refused:
+                if refused.code not in _ELECTING:
+                    raise
+                unserved.add(partition.topic)
+        return unserved
 
     def _counts(self) -> dict[str, int]:
         try:
@@ -212,4 +233,13 @@ class _Refused(AdminError):
 
 _UNREACHABLE = frozenset(
     {KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE}
+)
+_ELECTING = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+    }
 )
