@@ -1,8 +1,10 @@
 """Checksums of a directory tree: parts side by side, each over its share of the files, joined into one report.
 
+    flowpilot workflow apply examples.checksums:checksums
     flowpilot worker examples.checksums:checksums &
     flowpilot execution start checksums --input '{"root": "docs", "report": "docs.sha256"}' --wait
-    (cd docs && sha256sum --check ../docs.sha256)
+
+In the folder docs, `sha256sum --check ../docs.sha256` then agrees with every file.
 
 Paths are as the workers see them: several workers share a file system. Regular files count, links are not followed.
 A file that cannot be read, vanished or kept changing stops nothing: it becomes a comment in the report.

@@ -1,6 +1,7 @@
 """Onboarding a patient: a row in PostgreSQL, then a one-time password and an e-mail in parallel, then activation.
 
-    python -m examples.patient_onboarding                         # makes the table
+    python -m examples.patient_onboarding                              # makes the table
+    flowpilot workflow apply examples.patient_onboarding:onboarding
     flowpilot worker examples.patient_onboarding:onboarding
 
 Settings: CLINIC_DATABASE_URL (postgresql://user:password@host:port/database), CLINIC_MAIL_SERVER (host:port),
