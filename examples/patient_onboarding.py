@@ -171,7 +171,8 @@ def transaction() -> Iterator[Connection]:
         with database.begin() as connection:
             yield connection
     except DBAPIError as error:
-        raise Unavailable(f"the clinic's database (CLINIC_DATABASE_URL): {str(error.orig).strip()}") from error
+        reason = str(error.orig).partition("\n")[0]
+        raise Unavailable(f"the clinic's database (CLINIC_DATABASE_URL): {reason}") from error
 
 
 if __name__ == "__main__":
