@@ -9,7 +9,14 @@ from confluent_kafka import Producer as ConfluentProducer
 from confluent_kafka import TopicPartition as ConfluentPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin, KafkaUnreachable, PartitionsChanged, UnknownTopic
+from flowpilot.adapters.kafka.admin import (
+    AdminError,
+    KafkaAdmin,
+    KafkaUnreachable,
+    PartitionsChanged,
+    ReplicationRefused,
+    UnknownTopic,
+)
 from flowpilot.adapters.kafka.config import consumer_properties, producer_properties, reader_properties
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
@@ -177,6 +184,49 @@ def test_setup_refuses_another_partition_count(kafka_settings: Settings) -> None
     ):
         KafkaAdmin(other).setup(["q"])
     assert KafkaAdmin(kafka_settings).exists([kafka_settings.topics.steps("q")]) == set()
+
+
+def test_setup_refuses_replication_that_the_topics_do_not_have(kafka_settings: Settings) -> None:
+    admin, client = KafkaAdmin(kafka_settings), admin_client(kafka_settings)
+    admin.setup(["q"])
+    events = ConfigResource(ResourceType.TOPIC, kafka_settings.topics.events)
+
+    def in_sync() -> str | None:
+        return client.describe_configs([events])[events].result(10)["min.insync.replicas"].value
+
+    for update in ({"replication_factor": 3}, {"min_insync_replicas": 2}):
+        other = kafka_settings.model_copy(update=update)
+        with pytest.raises(ReplicationRefused, match="FLOWPILOT_REPLICATION_FACTOR"):
+            KafkaAdmin(other).setup(["q"])
+        with pytest.raises(ReplicationRefused):
+            KafkaAdmin(other).ensure_step_topics(["q"], replication=True)
+    assert in_sync() == "1"
+    # A worker's settings decide nothing about a topic that is there.
+    worker = KafkaAdmin(kafka_settings.model_copy(update={"replication_factor": 3}))
+    assert worker.ensure_step_topics(["q"]) == [(kafka_settings.topics.steps("q"), "unchanged")]
+
+
+def test_setup_mends_how_many_replicas_must_be_in_sync(kafka_settings: Settings) -> None:
+    client = admin_client(kafka_settings)
+    changed = ConfigResource(ResourceType.TOPIC, kafka_settings.topics.events)
+    entry = ConfigEntry("min.insync.replicas", "2", incremental_operation=AlterConfigOpType.SET)
+    changed.add_incremental_config(entry)
+    client.incremental_alter_configs([changed])[changed].result(10)
+
+    def in_sync() -> str | None:
+        return client.describe_configs([changed])[changed].result(10)["min.insync.replicas"].value
+
+    eventually(lambda: in_sync() == "2")
+    assert dict(KafkaAdmin(kafka_settings).setup())[kafka_settings.topics.events] == "updated"
+    eventually(lambda: in_sync() == "1")
+
+
+def test_advice_looks_at_the_topics_that_are_there(kafka_settings: Settings) -> None:
+    KafkaAdmin(kafka_settings).setup(["q"])
+    assert [line for line in KafkaAdmin(kafka_settings).advice() if "fewer" in line] == []
+    other = kafka_settings.model_copy(update={"replication_factor": 2})
+    [line] = [line for line in KafkaAdmin(other).advice() if "fewer" in line]
+    assert f"{len(kafka_settings.topics.core()) + 1 - 3} more" in line
 
 
 def test_a_topic_id_outlives_nothing_but_the_topic(kafka_settings: Settings) -> None:
