@@ -46,8 +46,8 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=9,
-        description="replicas that must have a record before it is acknowledged; unset: half of the replication "
-        "factor, rounded up",
+        description="replicas that must have a record before it is acknowledged; unset: half of the topic's, "
+        "rounded up",
     )
     member_id: str | None = Field(
         default=None, description="static group membership (KIP-345), one a process; unset: dynamic"
@@ -87,10 +87,9 @@ class Settings(BaseSettings):
         """The topics under this namespace."""
         return Topics(self.namespace)
 
-    @property
-    def in_sync(self) -> int:
-        """`min.insync.replicas` of every topic."""
-        return self.min_insync_replicas or (self.replication_factor + 1) // 2
+    def in_sync(self, replicas: int) -> int:
+        """`min.insync.replicas` of a topic that has so many."""
+        return self.min_insync_replicas or (replicas + 1) // 2
 
     @property
     def limits(self) -> Limits:

@@ -194,15 +194,15 @@ def test_setup_refuses_replication_that_the_topics_do_not_have(kafka_settings: S
     def in_sync() -> str | None:
         return client.describe_configs([events])[events].result(10)["min.insync.replicas"].value
 
-    for update in ({"replication_factor": 3}, {"min_insync_replicas": 2}):
+    for update in ({"replication_factor": 3, "min_insync_replicas": 2}, {"min_insync_replicas": 2}):
         other = kafka_settings.model_copy(update=update)
-        with pytest.raises(ReplicationRefused, match="FLOWPILOT_REPLICATION_FACTOR"):
+        with pytest.raises(ReplicationRefused, match="FLOWPILOT_MIN_INSYNC_REPLICAS"):
             KafkaAdmin(other).setup(["q"])
         with pytest.raises(ReplicationRefused):
             KafkaAdmin(other).ensure_step_topics(["q"], replication=True)
     assert in_sync() == "1"
     # A worker's settings decide nothing about a topic that is there.
-    worker = KafkaAdmin(kafka_settings.model_copy(update={"replication_factor": 3}))
+    worker = KafkaAdmin(kafka_settings.model_copy(update={"replication_factor": 3, "min_insync_replicas": 2}))
     assert worker.ensure_step_topics(["q"]) == [(kafka_settings.topics.steps("q"), "unchanged")]
 
 
@@ -217,7 +217,9 @@ def test_setup_mends_how_many_replicas_must_be_in_sync(kafka_settings: Settings)
         return client.describe_configs([changed])[changed].result(10)["min.insync.replicas"].value
 
     eventually(lambda: in_sync() == "2")
-    assert dict(KafkaAdmin(kafka_settings).setup())[kafka_settings.topics.events] == "updated"
+    # As many as the topic's own replicas want, whatever a new topic would have.
+    other = kafka_settings.model_copy(update={"replication_factor": 3})
+    assert dict(KafkaAdmin(other).setup())[kafka_settings.topics.events] == "updated"
     eventually(lambda: in_sync() == "1")
 
 

@@ -24,7 +24,7 @@ def test_what_has_no_price_is_not_tried_again() -> None:
 
 
 def test_its_shape() -> None:
-    steps = {step.name: list(step.depends_on) for step in orders.definition().steps}
+    steps = {step.name: list(step.depends_on) for step in orders.definition.steps}
     assert steps == {
         "price": [],
         "reserve": ["price"],

@@ -14,8 +14,8 @@ def replicated(factor: int, in_sync: int | None = None) -> Settings:
 
 @pytest.mark.parametrize(("factor", "in_sync"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
 def test_half_of_the_replicas_rounded_up_must_be_in_sync_unless_set(factor: int, in_sync: int) -> None:
-    assert replicated(factor).in_sync == in_sync
-    assert replicated(factor, 1).in_sync == 1
+    assert replicated(1).in_sync(factor) == in_sync
+    assert replicated(factor, 1).in_sync(factor) == 1
 
 
 def test_more_in_sync_than_there_are_replicas_is_refused() -> None:
@@ -26,11 +26,12 @@ def test_more_in_sync_than_there_are_replicas_is_refused() -> None:
 
 
 def test_a_topic_with_fewer_replicas_than_must_be_in_sync_is_refused() -> None:
-    sentence = refusal(replicated(3), {"flowpilot.events": 1, "flowpilot.history": 3})
+    sentence = refusal(replicated(3, 2), {"flowpilot.events": 1, "flowpilot.history": 3})
     assert sentence is not None
-    assert sentence.startswith("topic flowpilot.events has fewer replicas than the 2 ")
+    assert sentence.startswith("topic flowpilot.events has fewer replicas than FLOWPILOT_MIN_INSYNC_REPLICAS=2:")
     assert "flowpilot.history" not in sentence
-    assert refusal(replicated(3), {"flowpilot.events": 2}) is None
+    assert refusal(replicated(3, 2), {"flowpilot.events": 2}) is None
+    assert refusal(replicated(3), {"flowpilot.events": 1}) is None
 
 
 def test_what_is_as_meant_needs_no_advice() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, NamedTuple
 
@@ -131,7 +131,10 @@ class KafkaAdmin:
             raise ReplicationRefused(sentence)
         outcomes: dict[str, Literal["created", "unchanged", "updated"]] = {}
         created = self._create([topic for topic in declared if topic.name not in counts])
-        updated = self._mend([topic for topic in declared if topic.name not in created], replication=replication)
+        updated = self._mend(
+            [topic for topic in declared if topic.name not in created],
+            {name: _replicas(there[name]) for name in checked},
+        )
         for topic in declared:
             name = topic.name
             outcomes[name] = "created" if name in created else "updated" if name in updated else "unchanged"
@@ -144,7 +147,7 @@ class KafkaAdmin:
             return set()
         factor = self._settings.replication_factor
         wanted = [
-            NewTopic(topic.name, topic.partitions or 1, factor, config={**topic.config(), **self._in_sync()})
+            NewTopic(topic.name, topic.partitions or 1, factor, config={**topic.config(), **self._in_sync(factor)})
             for topic in topics
         ]
         created = set()
@@ -161,10 +164,11 @@ class KafkaAdmin:
                     raise
         return created
 
-    def _in_sync(self) -> dict[str, str]:
-        return {"min.insync.replicas": str(self._settings.in_sync)}
+    def _in_sync(self, replicas: int) -> dict[str, str]:
+        return {"min.insync.replicas": str(self._settings.in_sync(replicas))}
 
-    def _mend(self, topics: Sequence[Topic], *, replication: bool) -> set[str]:
+    def _mend(self, topics: Sequence[Topic], replicas: Mapping[str, int]) -> set[str]:
+        """The names of those whose configuration was changed. `replicas`: of those whose in-sync ones count too."""
         if not topics:
             return set()
         resources = {topic.name: ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics}
@@ -176,7 +180,9 @@ class KafkaAdmin:
         changes = []
         for topic in topics:
             entries = found[topic.name]
-            wanted = {**topic.config(), **(self._in_sync() if replication else {})}
+            wanted = topic.config()
+            if topic.name in replicas:
+                wanted |= self._in_sync(replicas[topic.name])
             for name, value in wanted.items():
                 if name not in entries or entries[name].value != value:
                     entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)

@@ -9,27 +9,28 @@ from flowpilot.settings import Settings
 
 def refusal(settings: Settings, replicas: Mapping[str, int]) -> str | None:
     """Why no record could be acknowledged, if so. `replicas`: of each existing topic, by its name."""
-    factor, in_sync = settings.replication_factor, settings.in_sync
+    factor, in_sync = settings.replication_factor, settings.in_sync(settings.replication_factor)
     if in_sync > factor:
         return (
             f"FLOWPILOT_MIN_INSYNC_REPLICAS={in_sync} is more than FLOWPILOT_REPLICATION_FACTOR={factor}: no "
             f"record could be acknowledged; set it to at most {factor}, or leave it unset"
         )
-    if few := [name for name, count in replicas.items() if count < in_sync]:
+    if few := [name for name, count in replicas.items() if settings.in_sync(count) > count]:
         return (
-            f"{_topics(few)} fewer replicas than the {in_sync} that must have a record before it is acknowledged: "
-            "give the partitions more (kafka-reassign-partitions.sh), or set FLOWPILOT_REPLICATION_FACTOR back"
+            f"{_topics(few)} fewer replicas than FLOWPILOT_MIN_INSYNC_REPLICAS={in_sync}: no record could be "
+            "acknowledged; give them more (kafka-reassign-partitions.sh), or leave it unset"
         )
     return None
 
 
 def advice(settings: Settings, brokers: int, replicas: Mapping[str, int]) -> list[str]:
     """What works and is still not meant: a sentence each."""
-    factor, in_sync = settings.replication_factor, settings.in_sync
+    factor, in_sync = settings.replication_factor, settings.in_sync(settings.replication_factor)
     found = []
     if brokers > 1 and factor == 1:
         found.append(
-            f"Kafka has {brokers} brokers and FLOWPILOT_REPLICATION_FACTOR is 1: what a broker has is lost with it"
+            f"Kafka has {brokers} brokers and FLOWPILOT_REPLICATION_FACTOR is 1: a topic that is made so lies on "
+            "one of them and is lost with it"
         )
     if factor > 1 and in_sync == 1:
         found.append("a record is acknowledged when one broker has it, and is lost with that one")
