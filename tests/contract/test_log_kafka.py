@@ -21,10 +21,10 @@ from flowpilot.adapters.kafka.config import consumer_properties, producer_proper
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
-from flowpilot.ports.log import Delivery, LogUnavailable, Record, TopicPartition
+from flowpilot.ports.log import Delivery, LogUnavailable, MembershipLost, Record, TopicPartition
 from flowpilot.settings import Settings
 from tests.conftest import delete_topics
-from tests.waiting import eventually
+from tests.waiting import eventually, eventually_async
 
 pytestmark = pytest.mark.integration
 run = asyncio.run
@@ -253,3 +253,30 @@ def test_administration_says_what_is_wrong(settings: Settings) -> None:
     too_many = settings.model_copy(update={"replication_factor": 9})
     with pytest.raises(AdminError, match="FLOWPILOT_REPLICATION_FACTOR"):
         KafkaAdmin(too_many).setup()
+
+
+def test_a_member_whose_name_another_takes_says_so_again_and_again(kafka_settings: Settings) -> None:
+    settings = kafka_settings.model_copy(update={"member_id": "same"})
+    topic, group = settings.topics.triggers, f"{settings.namespace}.g"
+
+    async def scenario() -> None:
+        first = KafkaConsumer(consumer_properties(settings, group), [topic])
+        assert await first.poll(1, 3.0) == []
+        second = KafkaConsumer(consumer_properties(settings, group), [topic])
+        lost: list[MembershipLost] = []
+
+        async def fenced() -> bool:
+            await second.poll(1, 0.05)
+            try:
+                await first.poll(1, 0.05)
+            except MembershipLost as error:
+                lost.append(error)
+            return len(lost) >= 3
+
+        await eventually_async(fenced, 60)
+        assert "FLOWPILOT_MEMBER_ID" in str(lost[0])
+        await first.commit({TopicPartition(topic, 0): 0})  # goes nowhere, like that of a partition it has lost
+        await first.close()
+        await second.close()
+
+    run(scenario())
