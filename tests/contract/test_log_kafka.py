@@ -9,6 +9,7 @@ from confluent_kafka import Producer as ConfluentProducer
 from confluent_kafka import TopicPartition as ConfluentPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from flowpilot.adapters.kafka import catalog
 from flowpilot.adapters.kafka.admin import (
     AdminError,
     KafkaAdmin,
@@ -17,7 +18,7 @@ from flowpilot.adapters.kafka.admin import (
     ReplicationRefused,
     UnknownTopic,
 )
-from flowpilot.adapters.kafka.config import consumer_properties, producer_properties, reader_properties
+from flowpilot.adapters.kafka.config import Properties, consumer_properties, producer_properties, reader_properties
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
@@ -278,5 +279,29 @@ def test_a_member_whose_name_another_takes_says_so_again_and_again(kafka_setting
         await first.commit({TopicPartition(topic, 0): 0})  # goes nowhere, like that of a partition it has lost
         await first.close()
         await second.close()
+
+    run(scenario())
+
+
+def test_the_catalog_asks_with_a_new_client_after_it_got_no_answer(
+    kafka_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_TIMEOUT", 0.3)
+    made: list[AdminClient] = []
+
+    def make(properties: Properties) -> AdminClient:
+        # The first one stands for a client whose controller is gone.
+        made.append(AdminClient({**properties, **({} if made else {"bootstrap.servers": "127.0.0.1:1"})}))
+        return made[-1]
+
+    monkeypatch.setattr(catalog, "AdminClient", make)
+    name = kafka_settings.topics.triggers
+    asked = catalog.KafkaTopicCatalog(kafka_settings)
+
+    async def scenario() -> None:
+        with pytest.raises(LogUnavailable):
+            await asked.topic_ids([name])
+        monkeypatch.setattr(catalog, "_TIMEOUT", 10.0)
+        assert set(await asked.topic_ids([name])) == {name}
 
     run(scenario())
