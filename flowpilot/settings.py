@@ -40,7 +40,14 @@ class Settings(BaseSettings):
     )
     step_partitions: int = Field(default=12, ge=1, le=1024, description="partitions of each worker topic")
     replication_factor: int = Field(
-        default=1, ge=1, le=9, description="of the topics that `flowpilot setup` creates"
+        default=1, ge=1, le=9, description="replicas of each topic that is created; 3 on a cluster"
+    )
+    min_insync_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        le=9,
+        description="replicas that must have a record before it is acknowledged; unset: half of the topic's, "
+        "rounded up",
     )
     member_id: str | None = Field(
         default=None, description="static group membership (KIP-345), one a process; unset: dynamic"
@@ -79,6 +86,10 @@ class Settings(BaseSettings):
     def topics(self) -> Topics:
         """The topics under this namespace."""
         return Topics(self.namespace)
+
+    def in_sync(self, replicas: int) -> int:
+        """`min.insync.replicas` of a topic that has so many."""
+        return self.min_insync_replicas or (replicas + 1) // 2
 
     @property
     def limits(self) -> Limits:

@@ -18,20 +18,22 @@ class SetupOutcome(NamedTuple):
     topics: list[TopicOutcome]
     database: str
     database_created: bool
+    warnings: list[str]
 
 
 def setup(settings: Settings, queues: Sequence[str] = ()) -> SetupOutcome:
     """Make what is missing: the topics, those of the queues of registered workflows and `queues`; the database
-    and its tables. Idempotent. Kafka comes first, because a changed partition count is refused there.
+    and its tables. Idempotent. Kafka comes first, because a changed partition count and an impossible
+    replication are refused there.
 
     Raises `AdminError`, `DatabaseUnreachable`, `DatabaseRefused`, `LogUnavailable`.
     """
     admin = KafkaAdmin(settings)
     topics = admin.setup()
     used = dict.fromkeys([*asyncio.run(_registered_queues(settings)), *queues])
-    topics += admin.ensure_step_topics(used)
+    topics += admin.ensure_step_topics(used, replication=True)
     created = prepare_database(settings)
-    return SetupOutcome(topics, address(settings), created)
+    return SetupOutcome(topics, address(settings), created, admin.advice())
 
 
 async def _registered_queues(settings: Settings) -> list[str]:

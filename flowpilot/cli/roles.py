@@ -28,6 +28,7 @@ def setup(output: Output = Format.TABLE) -> None:
     Examples:
       flowpilot setup
       FLOWPILOT_EVENT_PARTITIONS=4 flowpilot setup        the count is fixed for life: a changed one is refused
+      FLOWPILOT_REPLICATION_FACTOR=3 flowpilot setup      on a cluster of three brokers
 
     Running it again is harmless. Needs Kafka (FLOWPILOT_BOOTSTRAP_SERVERS) and PostgreSQL (FLOWPILOT_DATABASE_URL).
     """
@@ -35,6 +36,8 @@ def setup(output: Output = Format.TABLE) -> None:
 
     settings = begin()
     outcome = run_setup(settings)
+    for warning in outcome.warnings:
+        say(f"warning: {warning}")
     topics = [{"topic": topic.topic, "outcome": topic.outcome} for topic in outcome.topics]
     if output is Format.TABLE:
         rows(topics, ("topic", "outcome"), output, empty="no topics")

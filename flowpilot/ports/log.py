@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from flowpilot.core.errors import FlowPilotError
+
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -49,6 +51,10 @@ class LogUnavailable(Exception):
     """The log did not answer, or refused for a reason that may pass. What was asked may or may not be done."""
 
 
+class MembershipLost(FlowPilotError):
+    """Another member has this one's static name: it is out of the group for good. A new process can join."""
+
+
 class Producer(Protocol):
     """Produces in order, without gaps and duplicates of its own making (an idempotent producer)."""
 
@@ -81,7 +87,10 @@ class Consumer(Protocol):
     is polled; after `on_revoked` returns, another member may own the partitions."""
 
     async def poll(self, max_records: int, timeout: float) -> list[Fetched]:
-        """Up to `max_records` that are there now; waits up to `timeout` seconds for the first."""
+        """Up to `max_records` that are there now; waits up to `timeout` seconds for the first.
+
+        Raises `LogUnavailable`, and from then on always `MembershipLost` once it is out of the group for good.
+        """
         ...
 
     async def commit(self, positions: Mapping[TopicPartition, int]) -> None:

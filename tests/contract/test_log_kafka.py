@@ -17,15 +17,23 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin, KafkaUnreachable, PartitionsChanged, UnknownTopic
-from flowpilot.adapters.kafka.config import consumer_properties, producer_properties, reader_properties
+from flowpilot.adapters.kafka import catalog
+from flowpilot.adapters.kafka.admin import (
+    AdminError,
+    KafkaAdmin,
+    KafkaUnreachable,
+    PartitionsChanged,
+    ReplicationRefused,
+    UnknownTopic,
+)
+from flowpilot.adapters.kafka.config import Properties, consumer_properties, producer_properties, reader_properties
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
-from flowpilot.ports.log import Delivery, LogUnavailable, Record, TopicPartition
+from flowpilot.ports.log import Delivery, LogUnavailable, MembershipLost, Record, TopicPartition
 from flowpilot.settings import Settings
 from tests.conftest import delete_topics
-from tests.waiting import eventually
+from tests.waiting import eventually, eventually_async
 
 pytestmark = pytest.mark.integration
 run = asyncio.run
@@ -242,6 +250,51 @@ def test_setup_refuses_another_partition_count(kafka_settings: Settings) -> None
     assert KafkaAdmin(kafka_settings).exists([kafka_settings.topics.steps("q")]) == set()
 
 
+def test_setup_refuses_replication_that_the_topics_do_not_have(kafka_settings: Settings) -> None:
+    admin, client = KafkaAdmin(kafka_settings), admin_client(kafka_settings)
+    admin.setup(["q"])
+    events = ConfigResource(ResourceType.TOPIC, kafka_settings.topics.events)
+
+    def in_sync() -> str | None:
+        return client.describe_configs([events])[events].result(10)["min.insync.replicas"].value
+
+    for update in ({"replication_factor": 3, "min_insync_replicas": 2}, {"min_insync_replicas": 2}):
+        other = kafka_settings.model_copy(update=update)
+        with pytest.raises(ReplicationRefused, match="FLOWPILOT_MIN_INSYNC_REPLICAS"):
+            KafkaAdmin(other).setup(["q"])
+        with pytest.raises(ReplicationRefused):
+            KafkaAdmin(other).ensure_step_topics(["q"], replication=True)
+    assert in_sync() == "1"
+    # A worker's settings decide nothing about a topic that is there.
+    worker = KafkaAdmin(kafka_settings.model_copy(update={"replication_factor": 3, "min_insync_replicas": 2}))
+    assert worker.ensure_step_topics(["q"]) == [(kafka_settings.topics.steps("q"), "unchanged")]
+
+
+def test_setup_mends_how_many_replicas_must_be_in_sync(kafka_settings: Settings) -> None:
+    client = admin_client(kafka_settings)
+    changed = ConfigResource(ResourceType.TOPIC, kafka_settings.topics.events)
+    entry = ConfigEntry("min.insync.replicas", "2", incremental_operation=AlterConfigOpType.SET)
+    changed.add_incremental_config(entry)
+    client.incremental_alter_configs([changed])[changed].result(10)
+
+    def in_sync() -> str | None:
+        return client.describe_configs([changed])[changed].result(10)["min.insync.replicas"].value
+
+    eventually(lambda: in_sync() == "2")
+    # As many as the topic's own replicas want, whatever a new topic would have.
+    other = kafka_settings.model_copy(update={"replication_factor": 3})
+    assert dict(KafkaAdmin(other).setup())[kafka_settings.topics.events] == "updated"
+    eventually(lambda: in_sync() == "1")
+
+
+def test_advice_looks_at_the_topics_that_are_there(kafka_settings: Settings) -> None:
+    KafkaAdmin(kafka_settings).setup(["q"])
+    assert [line for line in KafkaAdmin(kafka_settings).advice() if "fewer" in line] == []
+    other = kafka_settings.model_copy(update={"replication_factor": 2})
+    [line] = [line for line in KafkaAdmin(other).advice() if "fewer" in line]
+    assert f"{len(kafka_settings.topics.core()) + 1 - 3} more" in line
+
+
 def test_a_topic_id_outlives_nothing_but_the_topic(kafka_settings: Settings) -> None:
     admin, name = KafkaAdmin(kafka_settings), kafka_settings.topics.steps("q")
     admin.ensure_step_topics(["q"])
@@ -264,3 +317,54 @@ def test_administration_says_what_is_wrong(settings: Settings) -> None:
     too_many = settings.model_copy(update={"replication_factor": 9})
     with pytest.raises(AdminError, match="FLOWPILOT_REPLICATION_FACTOR"):
         KafkaAdmin(too_many).setup()
+
+
+def test_a_member_whose_name_another_takes_says_so_again_and_again(kafka_settings: Settings) -> None:
+    settings = kafka_settings.model_copy(update={"member_id": "same"})
+    topic, group = settings.topics.triggers, f"{settings.namespace}.g"
+
+    async def scenario() -> None:
+        first = KafkaConsumer(consumer_properties(settings, group), [topic])
+        assert await first.poll(1, 3.0) == []
+        second = KafkaConsumer(consumer_properties(settings, group), [topic])
+        lost: list[MembershipLost] = []
+
+        async def fenced() -> bool:
+            await second.poll(1, 0.05)
+            try:
+                await first.poll(1, 0.05)
+            except MembershipLost as error:
+                lost.append(error)
+            return len(lost) >= 3
+
+        await eventually_async(fenced, 60)
+        assert "FLOWPILOT_MEMBER_ID" in str(lost[0])
+        await first.commit({TopicPartition(topic, 0): 0})  # goes nowhere, like that of a partition it has lost
+        await first.close()
+        await second.close()
+
+    run(scenario())
+
+
+def test_the_catalog_asks_with_a_new_client_after_it_got_no_answer(
+    kafka_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_TIMEOUT", 0.3)
+    made: list[AdminClient] = []
+
+    def make(properties: Properties) -> AdminClient:
+        # The first one stands for a client whose controller is gone.
+        made.append(AdminClient({**properties, **({} if made else {"bootstrap.servers": "127.0.0.1:1"})}))
+        return made[-1]
+
+    monkeypatch.setattr(catalog, "AdminClient", make)
+    name = kafka_settings.topics.triggers
+    asked = catalog.KafkaTopicCatalog(kafka_settings)
+
+    async def scenario() -> None:
+        with pytest.raises(LogUnavailable):
+            await asked.topic_ids([name])
+        monkeypatch.setattr(catalog, "_TIMEOUT", 10.0)
+        assert set(await asked.topic_ids([name])) == {name}
+
+    run(scenario())

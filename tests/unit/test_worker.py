@@ -15,7 +15,9 @@ import pytest
 from pydantic import BaseModel
 
 from flowpilot import NonRetryable, Retry, RetryAfter, StepContext, Workflow
+from flowpilot.adapters.memory.group import MemoryConsumer
 from flowpilot.ports.definitions import VersionConflict
+from flowpilot.ports.log import Fetched, MembershipLost
 from flowpilot.worker.errors import UnknownQueue, WorkerExhausted
 from flowpilot.worker.handlers import Handlers
 from flowpilot_schemas.codec import encode
@@ -521,5 +523,22 @@ def test_only_the_named_queues_are_served() -> None:
         assert rig.answer(a) is None
         async with rig.serving():
             await eventually_async(lambda: rig.answer(a, "completed"))
+
+    run(scenario())
+
+
+def test_a_worker_that_is_out_of_its_group_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        rig = Rig(workflow)
+        worker = rig.worker()
+        serving = asyncio.create_task(worker.run())
+        await rig.assigned()
+
+        async def lost(*_: object) -> list[Fetched]:
+            raise MembershipLost("another has the name")
+
+        monkeypatch.setattr(MemoryConsumer, "poll", lost)
+        with pytest.raises(MembershipLost):
+            await asyncio.wait_for(serving, 20)
 
     run(scenario())

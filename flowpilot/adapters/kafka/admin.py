@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, NamedTuple
 
@@ -11,14 +11,17 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __all__ lacks two of them
     AdminClient,
     AlterConfigOpType,
+    ClusterMetadata,
     ConfigEntry,
     ConfigResource,
     NewTopic,
     OffsetSpec,
     ResourceType,
+    TopicMetadata,
 )
 
 from flowpilot.adapters.kafka.config import client_properties
+from flowpilot.adapters.kafka.replication import advice, refusal
 from flowpilot.settings import Settings
 from flowpilot_schemas.topics import Topic
 
@@ -43,6 +46,10 @@ class PartitionsChanged(AdminError):
     """A topic whose partition count is fixed for life has another one than the settings say."""
 
 
+class ReplicationRefused(AdminError):
+    """With the settings' replication no record could be written."""
+
+
 class TopicOutcome(NamedTuple):
     """What `setup` did about one topic; `updated` says that its configuration was set to what it should be."""
 
@@ -61,17 +68,33 @@ class KafkaAdmin:
     def setup(self, queues: Iterable[str] = ()) -> list[TopicOutcome]:
         """Create the topics that are missing, with a worker topic for each of `queues`; mend configurations.
 
-        Idempotent; nothing is created or changed if a partition count is refused. Returns when every
-        partition is served by its leader.
+        Idempotent; nothing is created or changed if a partition count or the replication is refused. Returns
+        when every partition is served by its leader.
         """
         topics = self._settings.topics
         declared = [self._counted(topic) for topic in topics.core()]
         fixed = {topic.name for topic in declared} - {topics.triggers, topics.replies}
-        return self._ensure([*declared, *self._step_topics(queues)], fixed)
+        return self._ensure([*declared, *self._step_topics(queues)], fixed, replication=True)
 
-    def ensure_step_topics(self, queues: Iterable[str]) -> list[TopicOutcome]:
-        """Create the worker topics of `queues` that are missing; their partition counts may be anything."""
-        return self._ensure(self._step_topics(queues), set())
+    def ensure_step_topics(self, queues: Iterable[str], *, replication: bool = False) -> list[TopicOutcome]:
+        """Create the worker topics of `queues` that are missing; their partition counts may be anything.
+
+        `replication`: whether those that are there get the settings' `min.insync.replicas`, as in `setup`. A
+        worker leaves them as they are: its settings are not those of whoever set the cluster up.
+        """
+        return self._ensure(self._step_topics(queues), set(), replication=replication)
+
+    def advice(self) -> list[str]:
+        """What works and is still not meant about the replication of FlowPilot's topics: a sentence each."""
+        found = self._metadata()
+        topics = self._settings.topics
+        ours = {topic.name for topic in topics.core()}
+        replicas = {
+            name: _replicas(topic)
+            for name, topic in found.topics.items()
+            if name in ours or name.startswith(topics.steps(""))
+        }
+        return advice(self._settings, len(found.brokers), replicas)
 
     def topic_id(self, name: str) -> str:
         """The topic's id (KIP-516), 22 characters of URL-safe base64: another topic of that name has another."""
@@ -84,7 +107,7 @@ class KafkaAdmin:
 
     def exists(self, names: Iterable[str]) -> set[str]:
         """Those of `names` that there are."""
-        return set(names) & set(self._counts())
+        return set(names) & set(self._metadata().topics)
 
     def _step_topics(self, queues: Iterable[str]) -> list[Topic]:
         names = dict.fromkeys(queues)
@@ -96,8 +119,9 @@ class KafkaAdmin:
         count = self._settings.event_partitions
         return Topic(topic.name, count, topic.cleanup, topic.retention_ms, topic.extra)
 
-    def _ensure(self, declared: Sequence[Topic], fixed: set[str]) -> list[TopicOutcome]:
-        counts = self._counts()
+    def _ensure(self, declared: Sequence[Topic], fixed: set[str], *, replication: bool) -> list[TopicOutcome]:
+        there = self._metadata().topics
+        counts = {name: len(topic.partitions) for name, topic in there.items()}
         for topic in declared:
             count = counts.get(topic.name, topic.partitions)
             if topic.name in fixed and count != topic.partitions:
@@ -105,9 +129,15 @@ class KafkaAdmin:
                     f"topic {topic.name} has {count} partitions instead of {topic.partitions}: the count is fixed "
                     "for life, so set FLOWPILOT_EVENT_PARTITIONS back or use another FLOWPILOT_NAMESPACE"
                 )
+        checked = [topic.name for topic in declared if replication and topic.name in there]
+        if sentence := refusal(self._settings, {name: _replicas(there[name]) for name in checked}):
+            raise ReplicationRefused(sentence)
         outcomes: dict[str, Literal["created", "unchanged", "updated"]] = {}
         created = self._create([topic for topic in declared if topic.name not in counts])
-        updated = self._mend([topic for topic in declared if topic.name not in created])
+        updated = self._mend(
+            [topic for topic in declared if topic.name not in created],
+            {name: _replicas(there[name]) for name in checked},
+        )
         for topic in declared:
             name = topic.name
             outcomes[name] = "created" if name in created else "updated" if name in updated else "unchanged"
@@ -119,7 +149,10 @@ class KafkaAdmin:
         if not topics:
             return set()
         factor = self._settings.replication_factor
-        wanted = [NewTopic(topic.name, topic.partitions or 1, factor, config=topic.config()) for topic in topics]
+        wanted = [
+            NewTopic(topic.name, topic.partitions or 1, factor, config={**topic.config(), **self._in_sync(factor)})
+            for topic in topics
+        ]
         created = set()
         for name, future in self._client.create_topics(wanted, request_timeout=self._timeout).items():
             try:
@@ -134,7 +167,11 @@ class KafkaAdmin:
                     raise
         return created
 
-    def _mend(self, topics: Sequence[Topic]) -> set[str]:
+    def _in_sync(self, replicas: int) -> dict[str, str]:
+        return {"min.insync.replicas": str(self._settings.in_sync(replicas))}
+
+    def _mend(self, topics: Sequence[Topic], replicas: Mapping[str, int]) -> set[str]:
+        """The names of those whose configuration was changed. `replicas`: of those whose in-sync ones count too."""
         if not topics:
             return set()
         resources = {topic.name: ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics}
@@ -146,7 +183,10 @@ class KafkaAdmin:
         changes = []
         for topic in topics:
             entries = found[topic.name]
-            for name, value in topic.config().items():
+            wanted = topic.config()
+            if topic.name in replicas:
+                wanted |= self._in_sync(replicas[topic.name])
+            for name, value in wanted.items():
                 if name not in entries or entries[name].value != value:
                     entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
                     resources[topic.name].add_incremental_config(entry)
@@ -192,12 +232,11 @@ class KafkaAdmin:
                 unserved.add(partition.topic)
         return unserved
 
-    def _counts(self) -> dict[str, int]:
+    def _metadata(self) -> ClusterMetadata:
         try:
-            metadata = self._client.list_topics(timeout=self._timeout)
+            return self._client.list_topics(timeout=self._timeout)
         except KafkaException as error:
             raise self._translated(error, "list the topics") from None
-        return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
 
     def _describe(self, names: Sequence[str]) -> dict[str, Any]:
         answers = self._client.describe_topics(TopicCollection(list(names)), request_timeout=self._timeout)
@@ -223,6 +262,11 @@ class KafkaAdmin:
             servers = self._settings.bootstrap_servers
             return KafkaUnreachable(f"cannot reach Kafka at {servers}: start it or set FLOWPILOT_BOOTSTRAP_SERVERS")
         return _Refused(reason.code(), f"Kafka refused to {what}: {reason.str()}")
+
+
+def _replicas(topic: TopicMetadata) -> int:
+    """Those of the partition that has the fewest."""
+    return min((len(partition.replicas) for partition in topic.partitions.values()), default=0)
 
 
 class _Refused(AdminError):

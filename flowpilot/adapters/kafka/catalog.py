@@ -19,12 +19,18 @@ class KafkaTopicCatalog:
     """The ids of topics (KIP-516), 22 characters of URL-safe base64: a topic made again has another."""
 
     def __init__(self, settings: Settings) -> None:
-        self._client = AdminClient(client_properties(settings))
+        self._properties = client_properties(settings)
+        self._client = AdminClient(self._properties)
 
     async def topic_ids(self, names: Iterable[str]) -> dict[str, str]:
         """The id of each of `names` that exists. Raises `LogUnavailable`."""
         wanted = sorted(set(names))
-        return await asyncio.to_thread(self._topic_ids, wanted) if wanted else {}
+        try:
+            return await asyncio.to_thread(self._topic_ids, wanted) if wanted else {}
+        except LogUnavailable:
+            # After the loss of the broker that it takes for the controller, a client asks that one for minutes.
+            self._client = AdminClient(self._properties)
+            raise
 
     def _topic_ids(self, names: list[str]) -> dict[str, str]:
         found = {}

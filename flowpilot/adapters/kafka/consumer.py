@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ConfluentPartition
 
 from flowpilot.adapters.kafka.config import Properties
-from flowpilot.ports.log import Fetched, LogUnavailable, Rebalanced, TopicPartition
+from flowpilot.ports.log import Fetched, LogUnavailable, MembershipLost, Rebalanced, TopicPartition
 
 # The group is between two generations. A member that goes on belongs to the next one in a moment, and keeps its
 # partitions until `on_revoked` is over, which no call of this thread overtakes.
@@ -24,7 +24,6 @@ _UNSETTLED = frozenset({KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_P
 _LOST = _UNSETTLED | frozenset(
     {
         KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.FENCED_INSTANCE_ID,
         KafkaError._ASSIGNMENT_LOST,
         KafkaError._NO_OFFSET,
         KafkaError._STATE,
@@ -70,6 +69,8 @@ class KafkaConsumer:
         self._under_way: asyncio.Future[list[Fetched]] | None = None
         self._failed: BaseException | None = None  # by a handler: for good
         self._error: LogUnavailable | None = None
+        self._lost: MembershipLost | None = None  # for good
+        self._group = properties["group.id"]
         self._closing = self._closed = self._handling = False
         self._subscribe(topics)
 
@@ -139,8 +140,8 @@ class KafkaConsumer:
             self._under_way = self._loop.run_in_executor(self._thread, self._poll, max_records, timeout)
         await asyncio.wait([self._under_way])
         found, self._under_way = self._under_way.result(), None
-        if self._failed is not None:
-            raise self._failed
+        if (ended := self._failed or self._lost) is not None:
+            raise ended
         if self._error is not None and not found:  # what was fetched with it goes first
             error, self._error = self._error, None
             raise error
@@ -162,13 +163,17 @@ class KafkaConsumer:
             error = message.error()
             if error is None:
                 found.append(fetched(message))
-            elif error.fatal() or not (error.retriable() or error.code() in PASSING):
+            elif _is_final(error):
+                self._lose(error)
+            elif not (error.retriable() or error.code() in PASSING):
                 self._error = LogUnavailable(f"{error.name()}: {error.str()}")
         return found
 
     def _first(self, deadline: float) -> Any:
         while self._failed is None and self._error is None:
             self._serve()
+            if self._lost is not None:
+                break
             while self._seeks:
                 self._seek(*self._seeks.popitem())
             left = deadline - time.monotonic()
@@ -189,19 +194,30 @@ class KafkaConsumer:
         deadline = time.monotonic() + _SETTLES_WITHIN
         refused = self._refused(offsets)
         # Within a handler waiting is in vain: the rebalance waits for the handler.
-        while not self._handling and refused & _UNSETTLED and time.monotonic() < deadline:
+        while not self._handling and _UNSETTLED & {e.code() for e in refused} and time.monotonic() < deadline:
             time.sleep(_ASKS_EVERY)
             refused = self._refused(offsets)
-        for code in refused - _LOST:
-            raise LogUnavailable(f"{KafkaError(code).name()}: {KafkaError(code).str()}")
+        for reason in refused:
+            if _is_final(reason):
+                self._lose(reason)
+            elif reason.code() not in _LOST:
+                raise LogUnavailable(f"{reason.name()}: {reason.str()}")
 
-    def _refused(self, offsets: list[ConfluentPartition]) -> set[int]:
-        """Commit; the codes of the errors, of the request or of its partitions."""
+    def _refused(self, offsets: list[ConfluentPartition]) -> list[KafkaError]:
+        """Commit; the errors of the request or of its partitions."""
         try:
             answered = self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
-            return {error.args[0].code()}
-        return {item.error.code() for item in answered if item.error is not None}
+            return [error.args[0]]
+        return [item.error for item in answered if item.error is not None]
+
+    def _lose(self, error: KafkaError) -> None:
+        # librdkafka reports it once, and from then on polls find nothing. It comes from a name that two processes
+        # share, and also from a member that commits while it joins again at a new coordinator.
+        self._lost = MembershipLost(
+            f"another member of the group {self._group} has this process's name ({error.str()}): start it again; "
+            "if that repeats, two processes have the same FLOWPILOT_MEMBER_ID"
+        )
 
     async def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int | None]:
         """See the port."""
@@ -268,6 +284,10 @@ PASSING = frozenset(
         KafkaError._MAX_POLL_EXCEEDED,
     }
 )
+
+
+def _is_final(error: KafkaError) -> bool:
+    return error.fatal() or error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
 
 
 def fetched(message: Any) -> Fetched:

@@ -1,0 +1,64 @@
+"""The settings' table, from the settings themselves: `python -m docs.regenerate` writes `docs/settings.md` anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from flowpilot.settings import Settings
+
+PAGE = Path(__file__).with_name("settings.md")
+
+HEAD = """\
+# Settings
+
+One set of names for every role and command: `FLOWPILOT_*` in the environment, then `.env` in the working directory,
+then the default. [`.env.example`](../.env.example) is a file to start from. A value that cannot be used ends the
+command with a sentence that names the setting. Give all processes of one FlowPilot the same values, but for
+`FLOWPILOT_MEMBER_ID`.
+
+This table is made from [`flowpilot/settings.py`](../flowpilot/settings.py) by `python -m docs.regenerate`.
+
+| setting | default | meaning |
+|---|---|---|
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    prefix = Settings.model_config["env_prefix"]
+    rows = [
+        f"| `{prefix}{name.upper()}` | {_default(field)} | {_meaning(field)} |\n"
+        for name, field in Settings.model_fields.items()
+    ]
+    return HEAD + "".join(rows)
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    return "–" if value is None or value in ({}, ()) else f"`{value}`"
+
+
+def _meaning(field: FieldInfo) -> str:
+    bounds = {kind: getattr(item, kind) for item in field.metadata for kind in ("ge", "le") if hasattr(item, kind)}
+    choices = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
+    takes = ""
+    if choices:
+        takes = ": " + ", ".join(f"`{choice}`" for choice in choices)
+    elif bounds:
+        takes = f" ({bounds['ge']:,} to {bounds['le']:,})"
+    return f"{field.description}{takes}".replace("|", r"\|")
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
