@@ -61,7 +61,7 @@ def start(
 
     if if_exists not in ("return", "fail"):
         raise CommandFailed(f"--if-exists takes return or fail, not {if_exists!r}", Exit.USAGE)
-    settings = begin()
+    settings = begin(kafka=True)
     wanted: str | Workflow = workflow
     if ":" in workflow:
         from flowpilot.cli.loading import load_workflow
@@ -218,7 +218,7 @@ def cancel(
     from flowpilot.app.client import Client
 
     async def ask() -> None:
-        async with Client(begin()) as client:
+        async with Client(begin(kafka=True)) as client:
             await client.cancel(execution, reason)
 
     asyncio.run(ask())

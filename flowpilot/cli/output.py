@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flowpilot.cli.safe import escaped, escaped_json
+
 
 class Format(StrEnum):
     """What `-o` takes."""
@@ -26,17 +28,22 @@ Row = Mapping[str, Any]
 
 def say(text: str) -> None:
     """One line for the user, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(escaped(text, keep="\n"), file=sys.stderr, flush=True)
+
+
+def line(text: str = "") -> None:
+    """One line of data, on stdout."""
+    _print(escaped(text))
 
 
 def rows(found: Iterable[Row], columns: Sequence[str], form: Format, *, empty: str) -> None:
     """A list. JSON has every field of a row, the table `columns` alone; `empty` is said if there is none."""
     listed = list(found)
     if form is Format.JSON:
-        _print(json.dumps(listed, indent=2, ensure_ascii=False, default=str))
+        _print(_json(listed, indent=2))
     elif form is Format.JSONL:
         for row in listed:
-            _print(json.dumps(row, ensure_ascii=False, default=str))
+            _print(_json(row))
     elif listed:
         table(listed, columns)
     else:
@@ -51,18 +58,19 @@ def record(found: Row, form: Format) -> None:
             if value is not None:
                 _print(f"{name.replace('_', ' '):<{width}}  {cell(value)}")
     elif form is Format.JSON:
-        _print(json.dumps(found, indent=2, ensure_ascii=False, default=str))
+        _print(_json(found, indent=2))
     else:
-        _print(json.dumps(found, ensure_ascii=False, default=str))
+        _print(_json(found))
 
 
 def value(found: Any) -> None:
     """A JSON value alone."""
-    _print(json.dumps(found, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+    _print(_json(found, indent=2 if sys.stdout.isatty() else None))
 
 
 def table(found: Sequence[Row], columns: Sequence[str]) -> None:
     """A table on stdout: with lines and colour on a terminal, plain and unfolded in a pipe."""
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -71,9 +79,10 @@ def table(found: Sequence[Row], columns: Sequence[str]) -> None:
     if not console.is_terminal:
         cells = [[cell(row.get(column)) for column in columns] for row in found]
         heads = [column.upper() for column in columns]
-        widths = [max(map(len, of)) for of in zip(heads, *cells, strict=True)]
+        widths = [max(map(cell_len, of)) for of in zip(heads, *cells, strict=True)]
         for line in (heads, *cells):
-            _print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+            padded = (text + " " * (width - cell_len(text)) for text, width in zip(line, widths, strict=True))
+            _print("  ".join(padded).rstrip())
         return
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -101,8 +110,11 @@ def cell(found: Any) -> str:
         return ""
     if isinstance(found, bool):
         return "yes" if found else "no"
-    text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
-    return "".join(char if char.isprintable() else "�" for char in text)
+    return escaped(found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str))
+
+
+def _json(found: Any, indent: int | None = None) -> str:
+    return escaped_json(json.dumps(found, indent=indent, ensure_ascii=False, default=str))
 
 
 def _print(text: str) -> None:

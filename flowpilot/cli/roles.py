@@ -33,7 +33,7 @@ def setup(output: Output = Format.TABLE) -> None:
     """
     from flowpilot.app.setup import setup as run_setup
 
-    settings = begin()
+    settings = begin(kafka=True)
     outcome = run_setup(settings)
     topics = [{"topic": topic.topic, "outcome": topic.outcome} for topic in outcome.topics]
     if output is Format.TABLE:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flowpilot_schemas import messages
-from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition
+from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition, WorkflowDeletion
 from flowpilot_schemas.history import FIELDS, TERMINAL_EVENTS
 
 DIRECTORY = Path(__file__).parent
@@ -21,6 +21,7 @@ def contract() -> dict[str, dict[str, Any]]:
         "trigger": messages.Trigger,
         "definition": WorkflowDefinition,
         "definition-pointer": DefinitionPointer,
+        "workflow-deletion": WorkflowDeletion,
     }
     for model in vars(messages).values():
         if isinstance(model, type) and issubclass(model, BaseModel) and "type" in model.model_fields:

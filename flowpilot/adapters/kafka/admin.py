@@ -22,6 +22,8 @@ from flowpilot.settings import Settings
 from flowpilot_schemas.topics import Topic
 
 _TIMEOUT = 10.0
+# A broker that is there answers a new connection within milliseconds, a far and busy one within a second or two.
+_FIRST_ANSWER = 5.0
 
 
 class AdminError(Exception):
@@ -54,6 +56,10 @@ class KafkaAdmin:
         self._settings = settings
         self._timeout = timeout
         self._client = AdminClient(client_properties(settings))
+
+    def reach(self) -> None:
+        """Return once a broker has answered. Raises `KafkaUnreachable` after `_FIRST_ANSWER` seconds without."""
+        self._counts()
 
     def setup(self, queues: Iterable[str] = ()) -> list[TopicOutcome]:
         """Create the topics that are missing, with a worker topic for each of `queues`; mend configurations.
@@ -173,7 +179,7 @@ class KafkaAdmin:
 
     def _counts(self) -> dict[str, int]:
         try:
-            metadata = self._client.list_topics(timeout=self._timeout)
+            metadata = self._client.list_topics(timeout=min(self._timeout, _FIRST_ANSWER))
         except KafkaException as error:
             raise self._translated(error, "list the topics") from None
         return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
