@@ -14,7 +14,7 @@ HINT_AFTER = 1.0
 def reach_kafka(settings: Settings, waiting: Callable[[str], None]) -> None:
     """Return once a broker has answered; `waiting` is told in a sentence if that takes longer than a second.
 
-    Raises `KafkaUnreachable` after some five seconds: a client that is asked for more would wait much longer.
+    Raises `KafkaUnreachable`, where whatever a client is asked first might wait for minutes.
     """
     hint = Timer(HINT_AFTER, waiting, (f"waiting for Kafka at {settings.bootstrap_servers} …",))
     hint.daemon = True

@@ -18,7 +18,6 @@ from flowpilot.ports.definitions import WorkflowDeleted
 from flowpilot.settings import Settings
 from flowpilot_schemas.definition import WorkflowDefinition
 
-
 Standing = Literal["new workflow", "new version", "registered", "current", "changed", "deleted"]
 
 

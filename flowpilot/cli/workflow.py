@@ -136,7 +136,9 @@ def delete(
     from flowpilot.app.workflows import delete_workflow
 
     if not yes and not sys.stdin.isatty():
-        raise CommandFailed(f"nobody is here to confirm: write `flowpilot workflow delete {name} --yes`", Exit.USAGE)
+        raise CommandFailed(
+            f"nobody is here to confirm: write `flowpilot workflow delete {name} --yes`", Exit.USAGE
+        )
     settings = begin(kafka=True)
     if not yes:
         _confirm(settings, name)

@@ -22,8 +22,8 @@ from flowpilot.settings import Settings
 from flowpilot_schemas.topics import Topic
 
 _TIMEOUT = 10.0
-# A broker that is there answers a new connection within milliseconds, a far and busy one within a second or two.
-_FIRST_ANSWER = 5.0
+# Where every broker refuses the connection, so many seconds are enough; a broker that is slow has more.
+_REFUSED = 3.0
 
 
 class AdminError(Exception):
@@ -58,8 +58,27 @@ class KafkaAdmin:
         self._client = AdminClient(client_properties(settings))
 
     def reach(self) -> None:
-        """Return once a broker has answered. Raises `KafkaUnreachable` after `_FIRST_ANSWER` seconds without."""
-        self._counts()
+        """Return once a broker has answered.
+
+        Raises `KafkaUnreachable` after three seconds if all refuse the connection, else after the time-out.
+        """
+        down: list[KafkaError] = []
+        properties = client_properties(self._settings)
+        properties["error_cb"] = down.append
+        client = AdminClient(properties)
+        begun = time.monotonic()
+        while True:
+            try:
+                client.list_topics(timeout=0.5)
+                return
+            except KafkaException as error:
+                failure = self._translated(error, "list the topics")
+            client.poll(0)
+            all_down = any(error.code() == KafkaError._ALL_BROKERS_DOWN for error in down)
+            if not isinstance(failure, KafkaUnreachable) or time.monotonic() > begun + (
+                _REFUSED if all_down else self._timeout
+            ):
+                raise failure
 
     def setup(self, queues: Iterable[str] = ()) -> list[TopicOutcome]:
         """Create the topics that are missing, with a worker topic for each of `queues`; mend configurations.
@@ -179,7 +198,7 @@ class KafkaAdmin:
 
     def _counts(self) -> dict[str, int]:
         try:
-            metadata = self._client.list_topics(timeout=min(self._timeout, _FIRST_ANSWER))
+            metadata = self._client.list_topics(timeout=self._timeout)
         except KafkaException as error:
             raise self._translated(error, "list the topics") from None
         return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
