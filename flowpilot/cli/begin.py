@@ -22,8 +22,13 @@ def begin(role: str = "cli", *, kafka: bool = False) -> Settings:
     settings = load_settings()
     configure_logging(settings, role)
     if kafka:
-        from flowpilot.app.kafka import reach_kafka
-
-        # Who reads a log is told by the error how it ended; who sits at a terminal wants to know meanwhile.
-        reach_kafka(settings, say if sys.stderr.isatty() else lambda _: None)
+        reach(settings)
     return settings
+
+
+def reach(settings: Settings) -> None:
+    """Return once Kafka has answered. Raises `KafkaUnreachable`."""
+    from flowpilot.app.kafka import reach_kafka
+
+    # Who reads a log is told by the error how it ended; who sits at a terminal wants to know meanwhile.
+    reach_kafka(settings, say if sys.stderr.isatty() else lambda _: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -86,14 +87,17 @@ def table(found: Sequence[Row], columns: Sequence[str]) -> None:
         return
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        drawn.add_column(column.upper().replace("_", " "), overflow="fold")
+        # What names a row stays in one piece, to be copied; a moment breaks between date and time.
+        widest = max(cell_len(cell(row.get(column))) for row in found) if column == columns[0] else 0
+        least = min(widest, console.width // 2) or None
+        drawn.add_column(column.upper().replace("_", " "), overflow="fold", min_width=least)
     for row in found:
-        drawn.add_row(
-            *(Text(cell(row.get(column)), style=_STYLES.get(cell(row.get(column)), "")) for column in columns)
-        )
+        texts = [_MOMENT.sub(r"\1 \2", cell(row.get(column))) for column in columns]
+        drawn.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in texts))
     console.print(drawn)
 
 
+_MOMENT = re.compile(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d\.\d{3}Z)$", re.ASCII)
 _STYLES = {
     "completed": "green",
     "failed": "red",

@@ -188,7 +188,7 @@ def test_forms_of_output(capfd: pytest.CaptureFixture[str]) -> None:
         {"a": "long one", "b": None, "hidden": [1]},
     ]
     output.rows(found, ("a", "b"), output.Format.TABLE, empty="none")
-    assert capfd.readouterr().out.splitlines() == ["A         B", "x�[31m    1", "long one"]
+    assert capfd.readouterr().out.splitlines() == ["A          B", "x\\x1b[31m  1", "long one"]
     output.rows(found, ("a", "b"), output.Format.JSON, empty="none")
     assert json.loads(capfd.readouterr().out) == found
     output.rows(found, ("a", "b"), output.Format.JSONL, empty="none")
