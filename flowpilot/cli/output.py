@@ -70,33 +70,33 @@ def value(found: Any) -> None:
 
 
 def table(found: Sequence[Row], columns: Sequence[str]) -> None:
-    """A table on stdout: with lines and colour on a terminal, plain and unfolded in a pipe."""
+    """A table on stdout: in a pipe, or where it cannot fit, plain and with each row on one line; on a terminal
+    with colour, the last column folded to fit."""
     from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        cells = [[cell(row.get(column)) for column in columns] for row in found]
-        heads = [column.upper() for column in columns]
-        widths = [max(map(cell_len, of)) for of in zip(heads, *cells, strict=True)]
-        for line in (heads, *cells):
-            padded = (text + " " * (width - cell_len(text)) for text, width in zip(line, widths, strict=True))
-            _print("  ".join(padded).rstrip())
+    cells = [[cell(row.get(column)) for column in columns] for row in found]
+    heads = [column.upper() for column in columns]
+    widths = [max(map(cell_len, of)) for of in zip(heads, *cells, strict=True)]
+    room = console.width - sum(widths[:-1]) - _GAP * (len(columns) - 1)
+    if not console.is_terminal or room < min(widths[-1], _NARROWEST):
+        for row in (heads, *cells):
+            padded = (text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True))
+            _print((" " * _GAP).join(padded).rstrip())
         return
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        # What names a row stays in one piece, to be copied; a moment breaks between date and time.
-        widest = max(cell_len(cell(row.get(column))) for row in found) if column == columns[0] else 0
-        least = min(widest, console.width // 2) or None
-        drawn.add_column(column.upper().replace("_", " "), overflow="fold", min_width=least)
-    for row in found:
-        texts = [_MOMENT.sub(r"\1 \2", cell(row.get(column))) for column in columns]
-        drawn.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in texts))
+    drawn = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for head in heads:
+        drawn.add_column(head.replace("_", " "), overflow="fold", no_wrap=head != heads[-1])
+    for row in cells:
+        drawn.add_row(*(Text(_MOMENT.sub(r"\1 \2", text), style=_STYLES.get(text, "")) for text in row))
     console.print(drawn)
 
 
+_GAP = 2
+_NARROWEST = 16
 _MOMENT = re.compile(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d\.\d{3}Z)$", re.ASCII)
 _STYLES = {
     "completed": "green",
