@@ -93,7 +93,7 @@ class DeadLetterQueries:
         return Session(self._engine, expire_on_commit=False)
 
 
-_WITHOUT_BYTES = (defer(DeadLetterRow.key, raiseload=True), defer(DeadLetterRow.value, raiseload=True))
+_WITHOUT_BYTES = (defer(DeadLetterRow.key), defer(DeadLetterRow.value))
 
 
 def _at(place: Place) -> tuple[Any, ...]:
