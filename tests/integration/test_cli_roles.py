@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -74,6 +75,20 @@ class Cli:
         assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         return done
+
+    def at_a_terminal(self, *arguments: str, answer: bytes) -> tuple[int, str]:
+        """The command with a terminal for its stdin, and `answer` typed: its exit code, and what it said."""
+        master, slave = pty.openpty()
+        try:
+            os.write(master, answer)
+            done = subprocess.run(
+                self._command(*arguments), stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, timeout=90, check=False, cwd=self.folder, env=self.env,
+            )  # fmt: skip
+        finally:
+            os.close(slave)
+            os.close(master)
+        return done.returncode, done.stdout
 
     @contextmanager
     def role(self, *arguments: str, ready: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -241,6 +256,10 @@ def test_what_is_registered_is_shown_and_what_would_be_refused_is_said(cli: Cli)
         "no version '9'; it has 1, 2"
         in cli("workflow", "show", "shop", "--version", "9", code=Exit.NOT_FOUND).stderr
     )
+    code, said = cli.at_a_terminal("workflow", "delete", "shop", answer=b"n\n")
+    assert code == Exit.ERROR
+    assert f"Delete workflow shop (versions 1, 2; triggers on {cli.env['FLOWPILOT_NAMESPACE']}-orders end)?" in said
+    assert "nothing was deleted" in said
     cli("workflow", "show", "nobody", code=Exit.NOT_FOUND)
     cli("workflow", "delete", "nobody", "--yes", code=Exit.NOT_FOUND)
 
