@@ -16,9 +16,9 @@ from flowpilot.cli.failures import CommandFailed, Exit
 from flowpilot.cli.main import main
 
 FIELDS = {
-    "id": 17, "reason": "too_large", "detail": "it has 9,000,000 bytes", "remedy": None, "record": "u/1/2", "at": None,
-    "reported_at": "2026-05-01T12:00:00.000Z", "source": "router", "workflow": None, "size": 9_000_000, "sha256": "ab",
-    "truncated": True, "others": [{"id": 3, "reason": "not_json", "workflow": "w"}],
+    "id": 17, "reason": "too_large", "detail": "9,000,000 bytes", "remedy": None, "record": "u/1/2", "at": None,
+    "reported_at": "2026-05-01T12:00:00.000Z", "source": "router", "workflow": None, "size": 9_000_000,
+    "sha256": "ab", "truncated": True, "others": [{"id": 3, "reason": "not_json", "workflow": "w"}],
 }  # fmt: skip
 
 
