@@ -66,19 +66,19 @@ class KafkaAdmin:
         properties = client_properties(self._settings)
         properties["error_cb"] = down.append
         client = AdminClient(properties)
-        begun = time.monotonic()
+        begun, patience = time.monotonic(), 0.5
         while True:
             try:
-                client.list_topics(timeout=0.5)
+                client.list_topics(timeout=patience)
                 return
             except KafkaException as error:
                 failure = self._translated(error, "list the topics")
             client.poll(0)
             all_down = any(error.code() == KafkaError._ALL_BROKERS_DOWN for error in down)
-            if not isinstance(failure, KafkaUnreachable) or time.monotonic() > begun + (
-                _REFUSED if all_down else self._timeout
-            ):
+            left = begun + (_REFUSED if all_down else self._timeout) - time.monotonic()
+            if left <= 0 or not isinstance(failure, KafkaUnreachable):
                 raise failure
+            patience = min(2 * patience, left)  # one that answers slowly gets the time for it
 
     def setup(self, queues: Iterable[str] = ()) -> list[TopicOutcome]:
         """Create the topics that are missing, with a worker topic for each of `queues`; mend configurations.
