@@ -11,6 +11,7 @@ from typing import NoReturn
 from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin, KafkaUnreachable
 from flowpilot.adapters.kafka.config import producer_properties
 from flowpilot.adapters.kafka.producer import KafkaProducer
+from flowpilot.app.kafka import reach_kafka
 from flowpilot.app.logging import configure_logging
 from flowpilot.ports.log import Producer
 from flowpilot.settings import Settings
@@ -37,6 +38,7 @@ def check_topics(settings: Settings) -> None:
     admin = KafkaAdmin(settings)
     names = [topic.name for topic in topics.core()]
     try:
+        reach_kafka(settings, _tell if sys.stderr.isatty() else lambda _: None)
         if missing := set(names) - admin.exists(names):
             absent = ", ".join(sorted(missing))
             raise CannotStart(f"Topics are missing ({absent}): run `flowpilot setup`", EXIT_ERROR)
@@ -51,6 +53,10 @@ def check_topics(settings: Settings) -> None:
             "can never be changed",
             EXIT_ERROR,
         )
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def run(settings: Settings, build_engine: BuildEngine) -> NoReturn:

@@ -4,6 +4,9 @@ The first record of a version's key wins: every reader ignores a later one with 
 that register the same version differently see the same winner, and the other gets `VersionConflict`. Compaction
 would keep the loser's record, the last of its key; therefore the loser, and whoever registers next if the loser
 did not live to do it, writes the winner's again.
+
+A deleted workflow's pointer is a record that says so, not a null value, which compaction would forget: a worker
+that starts a year later must not bring the workflow back.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import asyncio
 
 import structlog
 
-from flowpilot.ports.definitions import DefinitionTooLarge, VersionConflict
+from flowpilot.ports.definitions import DefinitionTooLarge, VersionConflict, WorkflowDeleted
 from flowpilot.ports.log import Fetched, LogUnavailable, Producer, Reader, Record
 from flowpilot_schemas.codec import BadRecord, canonical, content_hash, decode_object, encode_message, parse
 from flowpilot_schemas.definition import (
     DefinitionPointer,
     WorkflowDefinition,
+    WorkflowDeletion,
     definition_key,
     pointer_key,
     version_key,
@@ -41,6 +45,7 @@ class LogDefinitions:
         self._definitions: dict[str, WorkflowDefinition] = {}
         self._versions: dict[str, DefinitionPointer] = {}  # by "<workflow>@<version>"
         self._pointers: dict[str, DefinitionPointer] = {}
+        self._deleted: set[str] = set()
         self._contested: set[str] = set()  # versions whose last record is not the winner's
 
     async def refresh(self) -> None:
@@ -70,7 +75,18 @@ class LogDefinitions:
 
     def version(self, workflow: str, version: str) -> WorkflowDefinition | None:
         """See the port."""
+        if workflow in self._deleted:
+            return None
         return self._named(self._versions.get(f"{workflow}@{version}"), workflow)
+
+    def versions(self, workflow: str) -> list[WorkflowDefinition]:
+        """See the port."""
+        found = [self.version(workflow, pointer.version) for pointer in self._versions_of(workflow)]
+        return [definition for definition in found if definition is not None]
+
+    def is_deleted(self, workflow: str) -> bool:
+        """See the port."""
+        return workflow in self._deleted
 
     def workflows(self) -> list[str]:
         """See the port."""
@@ -81,6 +97,7 @@ class LogDefinitions:
         name, version = definition.name, definition.version
         await self.refresh()
         await self._write_winners_again()
+        self._refuse_deleted(name, move_pointer)
         known = self._versions.get(f"{name}@{version}")
         if known is not None and known.definition != definition.hash:
             raise VersionConflict(name, version)
@@ -88,10 +105,30 @@ class LogDefinitions:
         added = known is None or definition.hash not in self._definitions
         if added:
             await self._add(definition, pointer)
+            self._refuse_deleted(name, move_pointer)
         if move_pointer or self.current(name) is None:
             await self._send(pointer_key(name), encode_message(pointer))
             await self.refresh()
         return added
+
+    async def delete(self, workflow: str) -> list[str]:
+        """See the port."""
+        await self.refresh()
+        versions = [pointer.version for pointer in self._versions_of(workflow)]
+        # The name first: who registers meanwhile is refused, and a delete that died half-way can be repeated.
+        if workflow in self._pointers or (versions and workflow not in self._deleted):
+            await self._send(pointer_key(workflow), encode_message(WorkflowDeletion()))
+        for version in versions:
+            await self._send(version_key(workflow, version), None)
+        await self.refresh()
+        return versions
+
+    def _versions_of(self, workflow: str) -> list[DefinitionPointer]:
+        return [pointer for label, pointer in self._versions.items() if label.startswith(f"{workflow}@")]
+
+    def _refuse_deleted(self, workflow: str, move_pointer: bool) -> None:
+        if workflow in self._deleted and not move_pointer:
+            raise WorkflowDeleted(workflow)
 
     async def _add(self, definition: WorkflowDefinition, pointer: DefinitionPointer) -> None:
         name, version = definition.name, definition.version
@@ -102,7 +139,10 @@ class LogDefinitions:
         await self._send(definition_key(definition.hash), value)
         await self._send(version_key(name, version), encode_message(pointer))
         await self.refresh()
-        if self._versions[f"{name}@{version}"].definition != definition.hash:
+        taken = self._versions.get(f"{name}@{version}")
+        if taken is None:
+            raise WorkflowDeleted(name)  # by somebody, at this moment
+        if taken.definition != definition.hash:
             await self._write_winners_again()
             raise VersionConflict(name, version)
 
@@ -111,7 +151,7 @@ class LogDefinitions:
             await self._send(f"name/{label}".encode(), encode_message(self._versions[label]))
             self._contested.discard(label)
 
-    async def _send(self, key: bytes, value: bytes) -> None:
+    async def _send(self, key: bytes, value: bytes | None) -> None:
         [delivery] = await self._producer.send([Record(self._topic, key, value, partition=0)])
         if delivery.error is not None:
             raise LogUnavailable(f"{self._topic} does not take the record: {delivery.error}")
@@ -131,10 +171,21 @@ class LogDefinitions:
             self._take_definition(label, record.value)
         elif "@" in label:
             self._take_version(label, record.value)
-        elif record.value is None:
-            self._pointers.pop(label, None)
         else:
-            self._pointers[label] = parse(DefinitionPointer, decode_object(record.value))
+            self._take_pointer(label, record.value)
+
+    def _take_pointer(self, workflow: str, value: bytes | None) -> None:
+        content = {} if value is None else decode_object(value)
+        if "deleted" in content:
+            parse(WorkflowDeletion, content)
+            self._pointers.pop(workflow, None)
+            self._deleted.add(workflow)
+            return
+        if value is None:
+            self._pointers.pop(workflow, None)
+        else:
+            self._pointers[workflow] = parse(DefinitionPointer, content)
+        self._deleted.discard(workflow)
 
     def _take_definition(self, definition_hash: str, value: bytes | None) -> None:
         if value is None:

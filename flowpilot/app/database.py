@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import sqlalchemy
 from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
@@ -56,6 +57,22 @@ def explained(settings: Settings) -> Iterator[None]:
         raise DatabaseRefused(f"PostgreSQL at {address(settings)} refused: {_reason(error)}") from error
     except SQLAlchemyError as error:
         raise DatabaseRefused(f"PostgreSQL at {address(settings)} failed: {_reason(error)}") from error
+
+
+@contextmanager
+def asking(settings: Settings) -> Iterator[sqlalchemy.Engine]:
+    """The database, for the questions of one command. Raises `DatabaseUnreachable`, `DatabaseRefused`."""
+    engine = connect(settings.database_url.get_secret_value(), application="flowpilot-cli")
+    try:
+        with explained(settings):
+            yield engine
+    finally:
+        engine.dispose()
+
+
+def iso(moment: datetime) -> str:
+    """ISO 8601 in UTC, to the millisecond."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def address(settings: Settings) -> str:

@@ -10,10 +10,9 @@ from typing import Any
 import orjson
 
 from flowpilot.adapters.postgres.archive import PostgresAuditArchive
-from flowpilot.adapters.postgres.engine import connect
 from flowpilot.adapters.postgres.models import TaskExecution, WorkflowExecution
 from flowpilot.adapters.postgres.queries import AuditQueries
-from flowpilot.app.database import explained
+from flowpilot.app.database import asking, iso
 from flowpilot.audit.projection import REFUSED, UNKNOWN
 from flowpilot.audit.verify import verify
 from flowpilot.core.status import ExecutionStatus
@@ -59,7 +58,7 @@ def show_execution(settings: Settings, execution: str, *, run: int | None = None
 
 def differences(settings: Settings, execution: str | None) -> list[Fields]:
     """Where the audit contradicts itself: hash chains, sequence, rows; and what the writer set aside as wrong."""
-    with _queries(settings) as queries, _engine(settings) as engine:
+    with _queries(settings) as queries, asking(settings) as engine:
         found = [
             {"execution": item.execution, "run": item.run, "seq": item.seq, "what": item.what}
             for item in verify(PostgresAuditArchive(engine), execution)
@@ -72,18 +71,8 @@ def differences(settings: Settings, execution: str | None) -> list[Fields]:
 
 
 @contextmanager
-def _engine(settings: Settings) -> Iterator[Any]:
-    engine = connect(settings.database_url.get_secret_value(), application="flowpilot-cli")
-    try:
-        with explained(settings):
-            yield engine
-    finally:
-        engine.dispose()
-
-
-@contextmanager
 def _queries(settings: Settings) -> Iterator[AuditQueries]:
-    with _engine(settings) as engine:
+    with asking(settings) as engine:
         yield AuditQueries(engine)
 
 
@@ -130,4 +119,4 @@ def _task(task: TaskExecution) -> Fields:
 
 
 def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return None if moment is None else iso(moment)

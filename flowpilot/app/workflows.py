@@ -1,10 +1,11 @@
-"""Registering definitions and reading them, for the command line."""
+"""Registering definitions, reading and deleting them, for the command line."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal, NamedTuple
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.admin import KafkaAdmin
@@ -12,8 +13,19 @@ from flowpilot.adapters.kafka.config import producer_properties, reader_properti
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
 from flowpilot.authoring import Workflow
+from flowpilot.client.errors import UnknownWorkflow
+from flowpilot.ports.definitions import WorkflowDeleted
 from flowpilot.settings import Settings
 from flowpilot_schemas.definition import WorkflowDefinition
+
+Standing = Literal["new workflow", "new version", "registered", "current", "changed", "deleted"]
+
+
+class Versions(NamedTuple):
+    """What is registered under a workflow's name; `current` is one of `all`, or None between two commands."""
+
+    current: WorkflowDefinition | None
+    all: list[WorkflowDefinition]
 
 
 @asynccontextmanager
@@ -46,3 +58,49 @@ async def current_workflows(settings: Settings) -> list[WorkflowDefinition]:
     async with open_definitions(settings) as definitions:
         found = [definitions.current(name) for name in definitions.workflows()]
         return [definition for definition in found if definition is not None]
+
+
+async def workflow_versions(settings: Settings, name: str) -> Versions:
+    """All versions of a workflow. Raises `UnknownWorkflow`, `WorkflowDeleted`, `LogUnavailable`."""
+    async with open_definitions(settings) as definitions:
+        return _versions(definitions, name)
+
+
+async def delete_workflow(settings: Settings, name: str) -> list[str]:
+    """Delete a workflow: its triggers end and nothing starts it any more; the versions it had.
+
+    The audit writer deletes its rows. Raises `UnknownWorkflow`, `WorkflowDeleted` (it was before),
+    `LogUnavailable`.
+    """
+    async with open_definitions(settings) as definitions:
+        versions = await definitions.delete(name)
+        if not versions:
+            _versions(definitions, name)
+        return versions
+
+
+async def standing(settings: Settings, wanted: list[WorkflowDefinition]) -> list[Standing]:
+    """How each definition stands to what is registered; `changed` would be refused. Raises `LogUnavailable`."""
+    async with open_definitions(settings) as definitions:
+        return [_standing(definitions, definition) for definition in wanted]
+
+
+def _versions(definitions: LogDefinitions, name: str) -> Versions:
+    if definitions.is_deleted(name):
+        raise WorkflowDeleted(name)
+    found = Versions(definitions.current(name), definitions.versions(name))
+    if not found.all:
+        raise UnknownWorkflow(name, None, definitions.workflows())
+    return found
+
+
+def _standing(definitions: LogDefinitions, definition: WorkflowDefinition) -> Standing:
+    name = definition.name
+    if definitions.is_deleted(name):
+        return "deleted"
+    registered = definitions.version(name, definition.version)
+    if registered is None:
+        return "new version" if definitions.versions(name) else "new workflow"
+    if registered.hash != definition.hash:
+        return "changed"
+    return "current" if definitions.current(name) == registered else "registered"

@@ -8,7 +8,7 @@ from typing import Any
 from flowpilot.ports.audit import DefinitionChange, Divergence, HistoryEvent, Letter, Pointed, Registered, Removed
 from flowpilot.ports.log import Fetched
 from flowpilot_schemas.codec import BadRecord, content_hash, decode_object, parse
-from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition
+from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition, WorkflowDeletion
 from flowpilot_schemas.history import HEADER_HASH, HEADER_PREV, chain
 from flowpilot_schemas.ids import is_execution_id
 from flowpilot_schemas.messages import DeadLetter
@@ -125,5 +125,9 @@ def _name(record: Fetched, name: str) -> DefinitionChange:
     workflow, at_sign, version = name.partition("@")
     if record.value is None:
         return Removed(workflow=workflow, version=version if at_sign else None)
-    pointer = parse(DefinitionPointer, decode_object(record.value))
+    content = decode_object(record.value)
+    if not at_sign and "deleted" in content:
+        parse(WorkflowDeletion, content)
+        return Removed(workflow=workflow)
+    pointer = parse(DefinitionPointer, content)
     return Pointed(workflow, version if at_sign else pointer.version, pointer.definition, current=not at_sign)

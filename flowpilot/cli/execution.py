@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowpilot.cli.begin import begin
+from flowpilot.cli.begin import begin, reach
 from flowpilot.cli.failures import CommandFailed, Exit
 from flowpilot.cli.output import Format, Output, record, rows, say, table, value
 
@@ -68,6 +68,7 @@ def start(
 
         wanted = load_workflow(workflow)
     given = _read_input(input)
+    reach(settings)
     asyncio.run(
         _start(settings, wanted, given, key, version, if_exists, wait or timeout is not None, timeout, output)
     )
@@ -184,7 +185,7 @@ def show(
     if output is not Format.TABLE:
         record(found, output)
         return
-    tasks = found.pop("tasks")
+    tasks = [{**task, "error": _sentence(task["error"])} for task in found.pop("tasks")]
     found.pop("history", None)
     record({name: content for name, content in found.items() if content not in (None, [], {})}, output)
     if tasks:
@@ -198,6 +199,13 @@ def show(
             for event in events
         ]
         table(listed, ("seq", "at", "type", "step", "attempt", "detail"))
+
+
+def _sentence(error: Any) -> Any:
+    """A step's error as its kind and message, which is what it has in the table."""
+    if isinstance(error, dict) and {"kind", "message"} <= error.keys():
+        return f"{error['kind']}: {error['message']}"
+    return error
 
 
 @app.command()
@@ -218,7 +226,7 @@ def cancel(
     from flowpilot.app.client import Client
 
     async def ask() -> None:
-        async with Client(begin()) as client:
+        async with Client(begin(kafka=True)) as client:
             await client.cancel(execution, reason)
 
     asyncio.run(ask())

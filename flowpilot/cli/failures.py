@@ -6,6 +6,7 @@ import os
 import sys
 from enum import IntEnum
 
+from flowpilot.cli.safe import escaped
 from flowpilot.core.errors import FlowPilotError
 
 
@@ -37,6 +38,7 @@ _CODES = {
     "SettingsError": Exit.USAGE,
     "InputInvalid": Exit.USAGE,
     "UnknownWorkflow": Exit.NOT_FOUND,
+    "WorkflowDeleted": Exit.NOT_FOUND,
     "ExecutionFailed": Exit.EXECUTION_FAILED,
     "ExecutionRefused": Exit.EXECUTION_FAILED,
     "ExecutionCancelled": Exit.CANCELLED,
@@ -72,5 +74,5 @@ def explain(error: BaseException) -> tuple[str, Exit]:
 def report(error: BaseException) -> Exit:
     """Tell the user on stderr; the exit code."""
     sentence, code = explain(error)
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {escaped(sentence)}", file=sys.stderr)
     return code

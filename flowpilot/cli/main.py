@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flowpilot.cli import execution, roles, schema, workflow
+from flowpilot.cli import dead_letter, execution, roles, schema, workflow
 from flowpilot.cli.failures import Exit, report
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ def root(
       flowpilot worker examples/patient_onboarding.py:onboarding
       flowpilot execution start patient-onboarding --input '{"patient_id": "p-17"}' --wait
       flowpilot execution list --status failed
+      flowpilot dead-letter list                          what nobody could process, and why
     """
     global _debug
     _debug = debug
@@ -56,6 +57,7 @@ def root(
 roles.add_to(app)
 app.add_typer(workflow.app)
 app.add_typer(execution.app)
+app.add_typer(dead_letter.app)
 app.command()(schema.schema)
 
 

@@ -34,7 +34,7 @@ def setup(output: Output = Format.TABLE) -> None:
     """
     from flowpilot.app.setup import setup as run_setup
 
-    settings = begin()
+    settings = begin(kafka=True)
     outcome = run_setup(settings)
     for warning in outcome.warnings:
         say(f"warning: {warning}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import time
 import uuid
 from typing import Any, Literal, Protocol, Self
 
@@ -13,12 +14,16 @@ from flowpilot.client.errors import ExecutionExists, NotSent, UnknownWorkflow
 from flowpilot.client.handle import Handle
 from flowpilot.client.replies import Replies
 from flowpilot.core.inputs import check_input
+from flowpilot.ports.definitions import WorkflowDeleted
 from flowpilot.ports.log import Record
 from flowpilot_schemas.codec import BadRecord, decode, encode_message
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import is_execution_id, keyed_execution_id, root_id
 from flowpilot_schemas.limits import MAX_KEY
 from flowpilot_schemas.messages import CancelExecution, StartExecution
+
+# For so many seconds a client that starts an object does not ask again whether its workflow was deleted.
+REGISTERED_FOR = 10.0
 
 IfExists = Literal["return", "fail"]
 
@@ -39,6 +44,7 @@ class ConnectedClient:
     def __init__(self, connection: Connection, *, actor: str | None = None) -> None:
         self._connection = connection
         self._actor = actor or _user()
+        self._registered: dict[str, float] = {}  # definition hash to when to look again
         self._replies = Replies(connection.reader, connection.topics, f"client-{uuid.uuid4()}")
 
     async def __aenter__(self) -> Self:
@@ -65,7 +71,8 @@ class ConnectedClient:
         A `Workflow` object starts its own version, registered if need be; a name the current version, or
         `version`. With `key`, the execution that this key names: if it exists already the handle is to that one,
         or, with `if_exists="fail"`, `ExecutionExists` is raised (this asks the audit record, so it must be
-        running). Raises `UnknownWorkflow`, `InputInvalid`, `NotSent`, `LogUnavailable`.
+        running). Raises `UnknownWorkflow`, `WorkflowDeleted` (of an object, within ten seconds), `VersionConflict`
+        if the object's version is registered with other content, `InputInvalid`, `NotSent`, `LogUnavailable`.
         """
         definition = await self._definition(workflow, version)
         value = self._checked(workflow, definition, input, key)
@@ -110,7 +117,8 @@ class ConnectedClient:
     async def register(self, workflow: Defined, *, move_pointer: bool = False) -> bool:
         """Register a workflow's definition; False if it was there. With `move_pointer` it becomes current.
 
-        Raises `VersionConflict` if the version has another content already.
+        Raises `VersionConflict` if the version has another content already; without `move_pointer`,
+        `WorkflowDeleted`.
         """
         await self._connection.definitions.refresh()
         return await self._connection.definitions.register(workflow.definition, move_pointer=move_pointer)
@@ -124,13 +132,15 @@ class ConnectedClient:
             definition = workflow.definition
             if version is not None and version != definition.version:
                 raise UnknownWorkflow(definition.name, version, [])
-            if definitions.get(definition.hash) is None:
-                await definitions.refresh()
+            if self._registered.get(definition.hash, 0.0) < time.monotonic():
                 await definitions.register(definition)
+                self._registered[definition.hash] = time.monotonic() + REGISTERED_FOR
             return definition
         await definitions.refresh()
         current = definitions.current(workflow)
         found = current if version is None else definitions.version(workflow, version)
+        if found is None and definitions.is_deleted(workflow):
+            raise WorkflowDeleted(workflow)
         if found is None:
             wrong_version = version if current is not None else None
             raise UnknownWorkflow(workflow, wrong_version, definitions.workflows())

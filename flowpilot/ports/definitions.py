@@ -19,6 +19,16 @@ class VersionConflict(Exception):
         self.version = version
 
 
+class WorkflowDeleted(Exception):
+    """A workflow was deleted; `workflow` names it."""
+
+    def __init__(self, workflow: str) -> None:
+        super().__init__(
+            f"workflow {workflow!r} was deleted; `flowpilot workflow apply MODULE:WORKFLOW` brings it back"
+        )
+        self.workflow = workflow
+
+
 class DefinitionTooLarge(Exception):
     """A definition does not fit into one record."""
 
@@ -47,7 +57,15 @@ class Definitions(Protocol):
         ...
 
     def version(self, workflow: str, version: str) -> WorkflowDefinition | None:
-        """The definition of a workflow version."""
+        """The definition of a workflow version; None if there is none, or the workflow was deleted."""
+        ...
+
+    def versions(self, workflow: str) -> list[WorkflowDefinition]:
+        """The definitions of all its versions, in the order in which they were registered."""
+        ...
+
+    def is_deleted(self, workflow: str) -> bool:
+        """Whether the workflow was deleted and has not been applied since."""
         ...
 
     def workflows(self) -> list[str]:
@@ -57,7 +75,15 @@ class Definitions(Protocol):
     async def register(self, definition: WorkflowDefinition, *, move_pointer: bool = False) -> bool:
         """Make the definition known; returns False if it was there already.
 
-        The workflow's pointer is set if there is none, or with `move_pointer`. Raises `VersionConflict` if the
-        same version is there with other content (of two that race, one raises), `DefinitionTooLarge`.
+        The workflow's pointer is set if there is none, or with `move_pointer`, which also brings back a deleted
+        workflow; without it, that raises `WorkflowDeleted`. Raises `VersionConflict` if the same version is there
+        with other content (of two that race, one raises), `DefinitionTooLarge`.
+        """
+        ...
+
+    async def delete(self, workflow: str) -> list[str]:
+        """Mark the workflow as deleted and take its versions back, which are returned; none if it is not there.
+
+        Definitions stay under their hashes, for the starts that the log has taken already.
         """
         ...

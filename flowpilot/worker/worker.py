@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 
 import structlog
 
-from flowpilot.ports.definitions import Definitions
+from flowpilot.ports.definitions import Definitions, WorkflowDeleted
 from flowpilot.ports.log import LogUnavailable, Producer, Reader
 from flowpilot.worker.answers import Answers
 from flowpilot.worker.attempts import Attempts
@@ -23,6 +23,7 @@ from flowpilot.worker.errors import WorkerExhausted
 from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.intake import Intake, MakeConsumer
 from flowpilot.worker.records import Records
+from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.topics import Topics
 
 _log = structlog.get_logger("flowpilot.worker")
@@ -134,7 +135,7 @@ class StepWorker:
         while not self._stopping.is_set():
             try:
                 for workflow in self._handlers.workflows:
-                    await self._definitions.register(workflow.definition)
+                    await self._register(workflow.definition)
                 await self._control.catch_up()
                 return True
             except LogUnavailable as error:
@@ -144,6 +145,13 @@ class StepWorker:
                 except TimeoutError:
                     continue
         return False
+
+    async def _register(self, definition: WorkflowDefinition) -> None:
+        try:
+            await self._definitions.register(definition)
+        except WorkflowDeleted as deleted:
+            # Its running executions still need their steps done.
+            _log.warning("serving only what runs already", reason=str(deleted))
 
     async def _leave(self, tasks: list[asyncio.Task[None]]) -> None:
         """Finish what runs, or hand it back; then every answer and position is in."""

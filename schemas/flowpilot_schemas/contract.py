@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from flowpilot_schemas import messages as m
-from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition
+from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition, WorkflowDeletion
 from flowpilot_schemas.history import FIELDS
 from flowpilot_schemas.topics import Topics
 
@@ -39,6 +39,7 @@ def public_messages(topics: Topics) -> list[PublicMessage]:
         (topics.dead_letters, m.DeadLetter),
         (topics.definitions, WorkflowDefinition),
         (topics.definitions, DefinitionPointer),
+        (topics.definitions, WorkflowDeletion),
         (events, m.StartExecution),
         (events, m.CancelExecution),
         (events, m.TimerFired),
@@ -56,6 +57,7 @@ _NAMES: dict[type[BaseModel], str] = {
     m.Trigger: "trigger",
     WorkflowDefinition: "definition",
     DefinitionPointer: "definition-pointer",
+    WorkflowDeletion: "workflow-deletion",
 }
 
 

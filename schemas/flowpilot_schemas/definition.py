@@ -2,6 +2,7 @@
 
 Definitions live on the topic `flowpilot.definitions` under three kinds of keys: `def/<hash>` holds the
 definition, `name/<workflow>@<version>` and `name/<workflow>` hold `{"definition": "<hash>", "version": …}`.
+A deleted workflow's `name/<workflow>` holds `{"deleted": true}`: compaction would forget a null value.
 """
 
 from __future__ import annotations
@@ -142,6 +143,13 @@ class DefinitionPointer(_Frozen):
     v: Literal[1] = 1
     definition: str
     version: str
+
+
+class WorkflowDeletion(_Frozen):
+    """What the name of a deleted workflow holds, until the workflow is applied again."""
+
+    v: Literal[1] = 1
+    deleted: Literal[True] = True
 
 
 def definition_key(definition_hash: str) -> bytes:

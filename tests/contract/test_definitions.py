@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from flowpilot.adapters.definitions import LARGEST_DEFINITION, LogDefinitions
-from flowpilot.ports.definitions import DefinitionTooLarge, VersionConflict
+from flowpilot.ports.definitions import DefinitionTooLarge, VersionConflict, WorkflowDeleted
 from flowpilot.ports.log import Delivery, Producer, Record
 from flowpilot_schemas.codec import encode, encode_message
 from flowpilot_schemas.definition import (
@@ -203,6 +203,7 @@ def test_bad_records_are_skipped_with_a_warning(log: Log) -> None:
         (definition_key("sha256:1"), b'{"v": 2}'),
         (pointer_key("x"), b"[]"),
         (pointer_key("x"), b'{"definition": 7}'),
+        (pointer_key("onboarding"), b'{"deleted": "perhaps"}'),
         (version_key("x", "1"), b'{"v": 9, "definition": "sha256:0", "version": "1"}'),
     ]
 
@@ -234,6 +235,89 @@ def test_a_tombstone_removes(log: Log) -> None:
         assert registered.workflows() == []
         assert registered.version("onboarding", "1") is None
         assert await registered.register(workflow(description="two")) is True
+
+    run(scenario())
+
+
+def test_what_was_deleted_stays_deleted_until_it_is_applied(log: Log) -> None:
+    topic = log.topic(compacted=True)
+
+    async def scenario() -> None:
+        registered, first = definitions(log, topic), workflow(description="one")
+        await registered.register(first)
+        await registered.register(workflow("2"))
+        await registered.register(workflow(name="onboarding-2"))
+        assert [found.version for found in registered.versions("onboarding")] == ["1", "2"]
+        assert await registered.delete("onboarding") == ["1", "2"]
+        assert await registered.delete("onboarding") == await registered.delete("nobody") == []
+        if isinstance(log, InMemory):
+            log.log.compact(topic, tombstones=True)  # a year later
+        late = definitions(log, topic)
+        await late.refresh()
+        for known in (registered, late):
+            assert known.is_deleted("onboarding")
+            assert known.workflows() == ["onboarding-2"]
+            assert known.current("onboarding") is known.version("onboarding", "1") is None
+            assert known.versions("onboarding") == []
+            assert known.get(first.hash) == first  # for the starts that the log has taken
+            with pytest.raises(WorkflowDeleted, match="`flowpilot workflow apply"):
+                await known.register(first)  # as a worker does at its start
+        assert not late.is_deleted("onboarding-2")
+        assert not late.is_deleted("nobody")
+        assert await late.register(workflow(description="two"), move_pointer=True) is True
+        assert late.current("onboarding") == workflow(description="two")
+        await registered.refresh()
+        assert not registered.is_deleted("onboarding")
+        assert registered.versions("onboarding") == [workflow(description="two")]
+        with pytest.raises(VersionConflict):
+            await registered.register(first)
+
+    run(scenario())
+
+
+def test_a_delete_that_died_half_way_hides_everything_and_can_be_repeated(log: Log) -> None:
+    topic = log.topic(compacted=True)
+
+    class Died(Exception):
+        pass
+
+    async def scenario() -> None:
+        await definitions(log, topic).register(workflow(description="one"))
+
+        async def die(records: Sequence[Record]) -> None:
+            if records[0].value is None:
+                raise Died
+
+        with pytest.raises(Died):
+            await LogDefinitions(Delaying(log.producer(), die), log.reader(), topic).delete("onboarding")
+        late = definitions(log, topic)
+        await late.refresh()
+        assert late.is_deleted("onboarding")
+        assert late.version("onboarding", "1") is None
+        with pytest.raises(WorkflowDeleted):
+            await late.register(workflow(description="one"))
+        assert await late.delete("onboarding") == ["1"]
+        assert await late.register(workflow(description="two"), move_pointer=True) is True
+
+    run(scenario())
+
+
+def test_a_registration_that_a_delete_overtakes_brings_nothing_back(log: Log) -> None:
+    topic = log.topic(compacted=True)
+
+    async def scenario() -> None:
+        await definitions(log, topic).register(workflow("1"))
+
+        async def overtake(records: Sequence[Record]) -> None:
+            if records[0].key == version_key("onboarding", "2"):
+                await definitions(log, topic).delete("onboarding")
+
+        racing = LogDefinitions(Delaying(log.producer(), overtake), log.reader(), topic)
+        with pytest.raises(WorkflowDeleted):
+            await racing.register(workflow("2"))
+        late = definitions(log, topic)
+        await late.refresh()
+        assert late.workflows() == late.versions("onboarding") == []
 
     run(scenario())
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import Select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import DetachedInstanceError
 
+from flowpilot.adapters.postgres.dead_letters import DeadLetterQueries, Place, Wanted
 from flowpilot.adapters.postgres.models import WorkflowExecution
 from flowpilot.adapters.postgres.queries import AuditQueries
-from tests.audit_history import Chain, completed, events, retry_of
+from flowpilot.core.dead_letters import dead_letter
+from flowpilot.ports.audit import Letter
+from flowpilot.ports.log import Fetched
+from tests.audit_history import EPOCH, Chain, completed, events, retry_of
 from tests.audit_world import AuditWorld, statements
 
 pytestmark = pytest.mark.integration
@@ -117,3 +123,83 @@ def test_one_execution_with_everything(world: AuditWorld) -> None:
     assert (child.execution.parent.execution_id, child.execution.parent.run) == (again.execution, 7)
     assert world.queries.show_execution("nobody") is None
     assert world.queries.show_execution(first.execution, run=2) is None
+
+
+# Dead letters
+
+
+def _letter(offset: int, reason: str, *, workflow: str | None = None, topic: str = "u", at: int = EPOCH) -> Letter:
+    record = Fetched(topic, 1, offset, EPOCH, b"k", b"{" + bytes([offset % 256]))
+    return Letter(dead_letter(record, reason, f"no {offset}", "router", workflow), at)
+
+
+@pytest.fixture
+def letters(world: AuditWorld) -> DeadLetterQueries:
+    world.write(
+        letters=[
+            *(_letter(n, "not_json", topic="b" if n % 2 else "a") for n in range(5)),
+            _letter(5, "key_missing", workflow="onboarding", at=EPOCH + 60_000),
+            _letter(5, "key_missing", workflow="billing", at=EPOCH + 60_000),
+        ]
+    )
+    return DeadLetterQueries(world.engine)
+
+
+def test_dead_letters_by_reason(letters: DeadLetterQueries) -> None:
+    keys, json = letters.groups(Wanted())
+    assert (keys.example.reason, keys.count, keys.topics, keys.workflows) == (
+        "key_missing", 2, ["u"], ["billing", "onboarding"],
+    )  # fmt: skip
+    assert (json.example.reason, json.count, json.topics, json.workflows) == ("not_json", 5, ["a", "b"], [])
+    assert (json.example.topic, json.example.offset, json.example.detail) == ("a", 4, "no 4")
+    [narrowed] = letters.groups(Wanted(topic="b"))
+    assert (narrowed.count, narrowed.example.offset) == (2, 3)
+    assert letters.groups(Wanted(reason="nothing")) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offsets"),
+    [
+        (Wanted(), [5, 5, 4, 3, 2, 1, 0]),
+        (Wanted(reason="not_json"), [4, 3, 2, 1, 0]),
+        (Wanted(workflow="onboarding"), [5]),
+        (Wanted(topic="b", reason="not_json"), [3, 1]),
+        (Wanted(since=datetime.fromtimestamp(EPOCH / 1000 + 60, UTC)), [5, 5]),
+        (Wanted(since=datetime.fromtimestamp(EPOCH / 1000 + 61, UTC)), []),
+    ],
+)
+def test_dead_letters_one_by_one(letters: DeadLetterQueries, wanted: Wanted, offsets: list[int]) -> None:
+    found, total = letters.letters(wanted, 100)
+    assert ([row.offset for row in found], total) == (offsets, len(offsets))
+    first, total = letters.letters(wanted, 1)
+    assert ([row.offset for row in first], total) == (offsets[:1], len(offsets))
+
+
+def test_one_dead_letter_with_its_bytes_and_the_others_of_its_record(letters: DeadLetterQueries) -> None:
+    found = letters.show(Place("u", 1, 5))
+    assert found is not None
+    letter, others = found
+    assert (letter.workflow, letter.key, letter.value) == ("billing", b"k", b"{\x05")
+    assert [other.workflow for other in others] == ["onboarding"]
+    again = letters.show(others[0].id)
+    assert again is not None
+    assert (again[0].workflow, [other.id for other in again[1]]) == ("onboarding", [letter.id])
+    assert letters.show(Place("u", 1, 6)) is letters.show(Place("a", 0, 4)) is letters.show(10**17) is None
+
+
+def test_lists_of_dead_letters_load_no_bytes_in_a_constant_number_of_queries(
+    world: AuditWorld, letters: DeadLetterQueries
+) -> None:
+    counts = []
+    for more in (0, 30):
+        world.write(letters=[_letter(100 + n, f"reason-{n}") for n in range(more)])
+        with statements(world.engine) as sent:
+            groups, (found, _) = letters.groups(Wanted()), letters.letters(Wanted(), 1_000)
+        counts.append(len(sent))
+        assert (len(groups), len(found)) == (2 + more, 7 + more)
+        assert not any("dead_letter.value" in statement for statement in sent)
+        with pytest.raises(DetachedInstanceError):
+            _ = groups[0].example.value
+        with pytest.raises(DetachedInstanceError):
+            _ = found[0].key
+    assert counts == [4, 4]

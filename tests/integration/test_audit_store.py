@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from flowpilot.adapters.postgres import rows
+from flowpilot.adapters.postgres import definitions, rows
 from flowpilot.adapters.postgres.bulk import TASK_TYPES, Shapes
 from flowpilot.adapters.postgres.store import PostgresAuditStore
 from flowpilot.audit.projection import project
@@ -204,17 +204,92 @@ def test_verify_finds_what_was_tampered_with(world: AuditWorld, tamper: str, wha
 # Relations
 
 
-def test_deleting_a_workflow_keeps_its_executions(world: AuditWorld) -> None:
-    world.write(events(completed()), definitions=[REGISTERED])
-    assert world.one("SELECT count(*) FROM step_dependency") == 4
+def _whole_audit(world: AuditWorld) -> None:
+    """A workflow, an execution of it with four tasks, and a dead letter of it."""
+    letter = Letter(
+        dead_letter(Fetched("user", 1, 2, EPOCH, None, b"{"), "not_json", "no", "router", "onboarding"), 1
+    )
+    world.write(events(completed()), definitions=[REGISTERED], letters=[letter])
+    assert world.one("SELECT count(*) FROM step") == world.one("SELECT count(*) FROM step_dependency") == 4
+    assert world.one("SELECT count(*) FROM workflow_execution WHERE workflow_id IS NOT NULL") == 1
+    assert world.one("SELECT count(*) FROM task_execution WHERE step_id IS NOT NULL") == 4
+
+
+def _delete_by_sql(world: AuditWorld) -> None:
     world.ask("DELETE FROM workflow")
-    assert world.one("SELECT (SELECT count(*) FROM step) + (SELECT count(*) FROM step_dependency)") == 0
-    assert world.one("SELECT workflow_id, workflow_name, workflow_version FROM workflow_execution") == (
-        None, "onboarding", "1",
+
+
+def _delete_as_the_writer_does(world: AuditWorld) -> None:
+    world.write(definitions=[Removed(workflow="onboarding")])
+
+
+@pytest.mark.parametrize("delete", [_delete_by_sql, _delete_as_the_writer_does])
+def test_deleting_a_workflow_removes_its_steps_and_keeps_what_was_executed(
+    world: AuditWorld, delete: Callable[[AuditWorld], None]
+) -> None:
+    _whole_audit(world)
+    told = world.one("SELECT count(*), string_agg(encode(hash, 'hex'), '' ORDER BY seq) FROM audit_event")
+    delete(world)
+    for table in ("workflow", "step", "step_dependency"):
+        assert world.one(f"SELECT count(*) FROM {table}") == 0, table
+    assert world.one("SELECT workflow_id, workflow_name, workflow_version, definition FROM workflow_execution") == (
+        None, "onboarding", "1", REGISTERED.hash,
     )  # fmt: skip
-    assert world.ask("SELECT step_id, step_name FROM task_execution ORDER BY 2") == [
-        (None, "activate"), (None, "create"), (None, "mail"), (None, "otp"),
+    assert world.ask("SELECT step_id, step_name, status FROM task_execution ORDER BY 2") == [
+        (None, "activate", "completed"), (None, "create", "completed"), (None, "mail", "completed"),
+        (None, "otp", "completed"),
     ]  # fmt: skip
+    assert world.one("SELECT count(*), string_agg(encode(hash, 'hex'), '' ORDER BY seq) FROM audit_event") == told
+    assert world.one("SELECT workflow, reason FROM dead_letter") == ("onboarding", "not_json")
+    assert world.differences() == []
+
+
+def test_deleting_a_step_removes_its_edges_on_both_sides(world: AuditWorld) -> None:
+    _whole_audit(world)
+    world.ask("DELETE FROM step WHERE name = 'otp'")  # it depends on create, and activate depends on it
+    edges = world.ask(
+        "SELECT a.name, b.name FROM step_dependency d JOIN step a ON a.id = d.step_id "
+        "JOIN step b ON b.id = d.depends_on_id ORDER BY a.step_order"
+    )
+    assert edges == [("mail", "create"), ("activate", "mail")]
+    assert world.ask("SELECT step_name, step_id IS NULL FROM task_execution ORDER BY 1") == [
+        ("activate", False), ("create", False), ("mail", False), ("otp", True),
+    ]  # fmt: skip
+
+
+def test_what_the_models_say_of_each_relation_is_what_the_database_does(world: AuditWorld) -> None:
+    rules = world.ask(
+        "SELECT conrelid::regclass::text, confrelid::regclass::text, confdeltype FROM pg_constraint "
+        "WHERE contype = 'f' ORDER BY 1, 2, conname"
+    )
+    assert [(child, parent, {"c": "CASCADE", "n": "SET NULL"}[rule]) for child, parent, rule in rules] == [
+        ("step", "workflow", "CASCADE"),
+        ("step_dependency", "step", "CASCADE"),
+        ("step_dependency", "step", "CASCADE"),
+        ("task_execution", "step", "SET NULL"),
+        ("task_execution", "workflow_execution", "CASCADE"),
+        ("workflow_execution", "workflow", "SET NULL"),
+        ("workflow_execution", "workflow_execution", "SET NULL"),
+    ]
+
+
+def test_a_version_of_many_executions_goes_and_comes_back_in_small_statements(
+    world: AuditWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(definitions, "_AT_ONCE", 2)
+    other = Chain(run=9)
+    other.started(version="2")
+    world.write(events(*(completed(run) for run in range(7)), other), definitions=[REGISTERED])
+    linked = "SELECT count(*) FROM workflow_execution WHERE workflow_id IS NOT NULL"
+    tasks = "SELECT count(*) FROM task_execution WHERE step_id IS NOT NULL"
+    assert (world.one(linked), world.one(tasks)) == (7, 28)
+    with statements(world.store.engine) as sent:
+        world.write(definitions=[Removed(workflow="onboarding")])
+    assert (world.one(linked), world.one(tasks)) == (0, 0)
+    assert len([statement for statement in sent if statement.startswith("UPDATE task_execution")]) == 4
+    world.write(definitions=[REGISTERED])
+    assert (world.one(linked), world.one(tasks)) == (7, 28)
+    assert world.differences() == []
 
 
 def test_deleting_an_execution_deletes_its_tasks_and_leaves_its_retries(world: AuditWorld) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import uuid
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psycopg2
 import pytest
+from confluent_kafka import Producer
 from pydantic import SecretStr
 
 from flowpilot.cli.failures import Exit
@@ -26,6 +30,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
 FLOWS = """
+import os
 import time
 from flowpilot import NonRetryable, Workflow, on_topic
 
@@ -35,7 +40,7 @@ shop = Workflow("shop", version="1", input=dict[str, int], triggers=[on_topic("{
 def double(input: dict[str, int]) -> int:
     if input["n"] < 0:
         raise NonRetryable("n is negative")
-    while input["n"] == 999:
+    while input["n"] == 999 or (input["n"] == 998 and not os.path.exists("go")):
         time.sleep(0.05)
     return 2 * input["n"]
 
@@ -70,6 +75,20 @@ class Cli:
         assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         return done
+
+    def at_a_terminal(self, *arguments: str, answer: bytes) -> tuple[int, str]:
+        """The command with a terminal for its stdin, and `answer` typed: its exit code, and what it said."""
+        master, slave = pty.openpty()
+        try:
+            os.write(master, answer)
+            done = subprocess.run(
+                self._command(*arguments), stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, timeout=90, check=False, cwd=self.folder, env=self.env,
+            )  # fmt: skip
+        finally:
+            os.close(slave)
+            os.close(master)
+        return done.returncode, done.stdout
 
     @contextmanager
     def role(self, *arguments: str, ready: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -185,3 +204,136 @@ def test_an_execution_through_the_whole_loop(cli: Cli) -> None:
         assert "ExecutionCompleted" in table
         assert cli("execution", "list", "--workflow", "shop", "--limit", "2").stdout.count("\n") == 3
         assert cli("execution", "verify").stderr == "no differences: the audit is sound\n"
+
+
+def _ask(cli: Cli, query: str) -> list[tuple[object, ...]]:
+    connection = psycopg2.connect(cli.env["FLOWPILOT_DATABASE_URL"])
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(query)
+            return cursor.fetchall()
+    finally:
+        connection.close()
+
+
+def test_what_is_registered_is_shown_and_what_would_be_refused_is_said(cli: Cli) -> None:
+    cli("setup")
+    validate = ("workflow", "validate", "flows:shop", "--registered", "-o", "json")
+    assert json.loads(cli(*validate).stdout)[0]["registered"] == "new workflow"
+    cli("workflow", "apply", "flows:shop")
+    source = (cli.folder / "flows.py").read_text()
+    second = source.replace('version="1"', 'version="2"').replace(
+        "@shop.step\ndef square", "@shop.step(timeout='5s')\ndef square"
+    )
+    (cli.folder / "flows.py").write_text(second)
+    assert json.loads(cli(*validate).stdout)[0]["registered"] == "new version"
+    cli("workflow", "apply", "flows:shop")
+    assert json.loads(cli(*validate).stdout)[0]["registered"] == "current"
+
+    (cli.folder / "flows.py").write_text(second.replace("'5s'", "'6s'"))
+    [changed] = json.loads(cli(*validate, code=Exit.ERROR).stdout)
+    assert changed["registered"] == "changed"
+    assert changed["problem"].startswith("workflow 'shop' version '2' is registered with other content: ")
+    for refused in (
+        ("workflow", "apply", "flows:shop"),
+        ("worker", "flows:shop"),
+        ("execution", "start", "flows:shop", "-i", '{"n": 1}'),
+    ):
+        done = cli(*refused, code=Exit.ERROR)
+        assert (done.stdout, done.stderr) == ("", f"error: {changed['problem']}\n")
+
+    shown = json.loads(cli("workflow", "show", "shop", "-o", "json").stdout)
+    assert (shown["workflow"], shown["version"]) == ("shop", "2")
+    assert [(found["version"], found["current"]) for found in shown["versions"]] == [("1", False), ("2", True)]
+    assert [(step["name"], step["depends_on"], step["start_to_close_ms"]) for step in shown["steps"]] == [
+        ("double", [], 600_000), ("square", ["double"], 5_000),
+    ]  # fmt: skip
+    assert shown["input_schema"]["type"] == "object"
+    table = cli("workflow", "show", "shop", "--version", "1").stdout
+    assert "1, 2 (current)" in table
+    assert "double\n└─ square\n" in table
+    assert (
+        "no version '9'; it has 1, 2"
+        in cli("workflow", "show", "shop", "--version", "9", code=Exit.NOT_FOUND).stderr
+    )
+    code, said = cli.at_a_terminal("workflow", "delete", "shop", answer=b"n\n")
+    assert code == Exit.ERROR
+    assert f"Delete workflow shop (versions 1, 2; triggers on {cli.env['FLOWPILOT_NAMESPACE']}-orders end)?" in said
+    assert "nothing was deleted" in said
+    cli("workflow", "show", "nobody", code=Exit.NOT_FOUND)
+    cli("workflow", "delete", "nobody", "--yes", code=Exit.NOT_FOUND)
+
+
+@pytest.mark.timeout(600)
+def test_a_deleted_workflow_finishes_what_runs_and_stays_deleted(cli: Cli) -> None:
+    cli("setup")
+    start = ("execution", "start", "shop", "-i", '{"n": 998}', "-o", "json")
+    with cli.role("engine", ready="engine ready"), cli.role("audit", ready="audit ready"):
+        with cli.role("worker", "flows:shop", ready="worker ready: serving shop"):
+            execution = json.loads(cli(*start).stdout)["execution"]
+            status = f"select status from workflow_execution where execution_id = '{execution}'"
+            eventually(lambda: _ask(cli, status) == [("running",)], 60, what="running")
+            assert "shop --yes" in cli("workflow", "delete", "shop", code=Exit.USAGE).stderr
+            told = cli("workflow", "delete", "shop", "--yes")
+            assert told.stdout == ""
+            assert "stays deleted" in told.stderr
+            again = cli("workflow", "delete", "shop", "--yes", code=Exit.NOT_FOUND)
+            assert again.stderr == (
+                "error: workflow 'shop' was deleted; `flowpilot workflow apply MODULE:WORKFLOW` brings it back\n"
+            )
+            cli(*start, code=Exit.NOT_FOUND)
+            cli("execution", "start", "flows:shop", "-i", '{"n": 1}', code=Exit.NOT_FOUND)
+            eventually(lambda: _ask(cli, "select count(*) from workflow") == [(0,)], 60, what="rows deleted")
+            (cli.folder / "go").touch()
+            eventually(lambda: _ask(cli, status) == [("completed",)], 60, what="completed")
+        with cli.role("worker", "flows:shop", ready="worker ready: serving shop"):
+            assert "workflow 'shop' was deleted" in (cli.folder / "worker.log").read_text()
+            assert cli("workflow", "list", "-o", "json").stdout == "[]\n"
+            cli("workflow", "apply", "flows:shop")
+            done = cli("execution", "start", "shop", "-i", '{"n": 3}', "--wait", "--timeout", "60")
+            assert done.stdout == "36\n"
+            eventually(lambda: _ask(cli, "select count(*) from workflow") == [(1,)], 60, what="rows are back")
+        [shown] = _ask(
+            cli, f"select workflow_name, status from workflow_execution where execution_id = '{execution}'"
+        )
+        assert shown == ("shop", "completed")
+    assert cli("execution", "verify").stderr == "no differences: the audit is sound\n"
+
+
+def test_dead_letters_are_listed_and_shown_without_harm(cli: Cli) -> None:
+    cli("setup")
+    assert cli("dead-letter", "list").stderr == "no dead letters\n"
+    cli("dead-letter", "show", "1", code=Exit.NOT_FOUND)
+    topic = f"{cli.env['FLOWPILOT_NAMESPACE']}.triggers"
+    hostile = b'{"v": 1, "workflow": "\x1b[2J\xe2\x80\xae\n'
+    unknown = b'{"v": 1, "workflow": "nobody"}'
+    producer = Producer({"bootstrap.servers": cli.env["FLOWPILOT_BOOTSTRAP_SERVERS"], "log_level": 2})
+    for value in (hostile, unknown, hostile):
+        producer.produce(topic, value, key=b"\x1b]0;k\x07", partition=0)
+    assert producer.flush(30) == 0
+    with cli.role("router", ready="router ready"), cli.role("audit", ready="audit ready"):
+        eventually(lambda: _ask(cli, "select count(*) from dead_letter") == [(3,)], 60, what="dead letters")
+    groups = json.loads(cli("dead-letter", "list", "-o", "json").stdout)
+    assert {row["reason"]: (row["count"], row["example"]) for row in groups} == {
+        "not_json": (2, f"{topic}/0/2"), "unknown_workflow": (1, f"{topic}/0/1"),
+    }  # fmt: skip
+    table = cli("dead-letter", "list").stdout.splitlines()
+    assert table[0].split() == ["REASON", "COUNT", "NEWEST", "TOPICS", "EXAMPLE"]
+    assert len(table) == 3
+    one = cli("dead-letter", "list", "--reason", "not_json", "--topic", topic, "--since", "1h", "-n", "1")
+    assert one.stdout.count("\n") == 2
+    assert one.stderr == "the newest 1 of 2; --limit shows more\n"
+    assert cli("dead-letter", "list", "--workflow", "shop").stderr == "no dead letters\n"
+    assert cli("dead-letter", "list", "--letters").stdout.count("\n") == 4
+
+    shown = cli("dead-letter", "show", f"{topic}/0/0").stdout
+    assert all(char.isprintable() or char == "\n" for char in shown)
+    assert r'  {"v": 1, "workflow": "\x1b[2J\u202e' in shown
+    assert "  00000000  1b 5d 30 3b 6b 07 " in shown
+    assert "publish JSON" in shown
+    assert f"{len(hostile)} bytes" in shown
+    whole = json.loads(cli("dead-letter", "show", f"{topic}/0/0", "-o", "json").stdout)
+    assert b64decode(whole["value_base64"]) == whole["value_text"].encode() == hostile
+    raw = cli("dead-letter", "show", str(whole["id"]), "--raw")
+    assert raw.stdout.encode() == hostile
+    cli("dead-letter", "show", f"{topic}/0/99", code=Exit.NOT_FOUND)

@@ -13,7 +13,13 @@ from flowpilot.core.dead_letters import dead_letter as make_dead_letter
 from flowpilot.ports.audit import Divergence, Letter, Pointed, Registered, Removed
 from flowpilot.ports.log import Fetched, Record
 from flowpilot_schemas.codec import canonical, encode_message
-from flowpilot_schemas.definition import DefinitionPointer, definition_key, pointer_key, version_key
+from flowpilot_schemas.definition import (
+    DefinitionPointer,
+    WorkflowDeletion,
+    definition_key,
+    pointer_key,
+    version_key,
+)
 from tests.audit_history import DEFINITION, Chain, fetched
 
 
@@ -114,6 +120,9 @@ def test_changes_of_definitions() -> None:
     assert change(pointer_key(name), pointer, known) == Pointed(name, version, hash_, True, registered)
     assert change(version_key(name, version), pointer, known) == Pointed(name, version, hash_, False, registered)
     assert change(pointer_key(name), None, known) == Removed(workflow=name)
+    assert change(pointer_key(name), encode_message(WorkflowDeletion()), known) == Removed(workflow=name)
+    assert isinstance(change(pointer_key(name), b'{"deleted": 7}', known), Divergence)
+    assert isinstance(change(version_key(name, version), encode_message(WorkflowDeletion()), known), Divergence)
     assert change(version_key(name, version), None, known) == Removed(workflow=name, version=version)
     assert change(definition_key(hash_), None, known) == Removed(hash=hash_)
     assert change(pointer_key(name), pointer, known).definition is None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,20 @@ def unpack() -> int:
 """
 
 
+WRONG = """
+from flowpilot import Workflow
+
+flow = Workflow("shop", version="1")
+
+def elsewhere() -> int:
+    return 1
+
+@flow.step(depends_on=[elsewhere])
+def pack() -> int:
+    return 1
+"""
+
+
 def flowpilot(*arguments: str, cwd: Path = ROOT, given: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     clean = {name: text for name, text in os.environ.items() if not name.startswith("FLOWPILOT_")}
     return subprocess.run(
@@ -59,8 +75,10 @@ def flows(tmp_path: Path) -> Path:
 
 HELPS = [
     (),
-    *((name,) for name in ("setup", "engine", "router", "worker", "audit", "workflow", "execution", "schema")),
-    *(("workflow", name) for name in ("apply", "list")),
+    *((name,) for name in ("setup", "engine", "router", "worker", "audit", "workflow", "execution", "dead-letter")),
+    ("schema",),
+    *(("workflow", name) for name in ("apply", "list", "show", "delete", "validate")),
+    *(("dead-letter", name) for name in ("list", "show")),
     *(("execution", name) for name in ("start", "list", "show", "cancel", "verify")),
 ]
 
@@ -72,7 +90,7 @@ def test_help_leads_with_examples(command: tuple[str, ...], capsys: pytest.Captu
     told = capsys.readouterr()
     assert (ended.value.code, told.err) == (0, "")
     assert "\x1b" not in told.out
-    if command not in (("workflow",), ("execution",)):
+    if command not in (("workflow",), ("execution",), ("dead-letter",)):
         assert told.out.index("Examples:") < told.out.index("Options:")
 
 
@@ -154,6 +172,67 @@ def test_a_workflow_is_found_and_kafka_is_not(flows: Path, reference: str) -> No
     assert done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.parametrize(
+    "command", [("setup",), ("engine",), ("execution", "start", "w"), ("execution", "cancel", "e", "-r", "x")]
+)
+def test_kafka_that_is_not_there_is_told_in_seconds(command: tuple[str, ...]) -> None:
+    began = time.monotonic()
+    done = flowpilot(*command, FLOWPILOT_BOOTSTRAP_SERVERS="127.0.0.1:1")
+    assert time.monotonic() - began < 45  # it was minutes for a cancel; the rest is for a busy machine
+    assert done.returncode == Exit.UNREACHABLE, done.stderr
+    assert done.stderr == "error: cannot reach Kafka at 127.0.0.1:1: start it or set FLOWPILOT_BOOTSTRAP_SERVERS\n"
+
+
+def test_a_terminal_is_told_what_is_waited_for() -> None:
+    master, slave = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": PATHS, "FLOWPILOT_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowpilot.cli.main", "workflow", "list"], cwd=ROOT, env=env, stderr=slave
+    )
+    os.close(slave)
+    said = b""
+    try:
+        while chunk := os.read(master, 4096):
+            said += chunk
+    except OSError:  # so a pseudo-terminal says that the other end is closed
+        pass
+    finally:
+        os.close(master)
+    assert process.wait(60) == Exit.UNREACHABLE
+    first, second = said.decode().splitlines()
+    assert first == "waiting for Kafka at 127.0.0.1:1 …"
+    assert second.startswith("error: cannot reach Kafka")
+
+
+def test_workflows_are_validated_without_a_server(flows: Path) -> None:
+    done = flowpilot("workflow", "validate", "shop:orders", "shop.py:returns", cwd=flows)
+    assert done.returncode == Exit.OK, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "REFERENCE        WORKFLOW  VERSION  STEPS",
+        "shop:orders      orders    1        1",
+        "shop.py:returns  returns   1        1",
+    ]
+    (flows / "wrong.py").write_text(WRONG)
+    done = flowpilot(
+        *("workflow", "validate", "shop:orders", "wrong:flow", "empty:bare", "nowhere:x", "-o", "json"), cwd=flows
+    )
+    assert done.returncode == Exit.ERROR
+    found = json.loads(done.stdout)
+    assert [(row["reference"], row.get("workflow")) for row in found] == [
+        ("shop:orders", "orders"), ("wrong:flow", None), ("empty:bare", None), ("nowhere:x", None),
+    ]  # fmt: skip
+    problems = [row["problem"] for row in found]
+    assert problems[0] is None
+    assert "workflow 'shop', step 'pack': " in problems[1]
+    assert "declare it above" in problems[1]
+    assert "workflow 'bare'" in problems[2]
+    assert "no module 'nowhere'" in problems[3]
+    told = flowpilot("workflow", "validate", "wrong:flow", cwd=flows)
+    assert (told.returncode, told.stdout) == (Exit.ERROR, "")
+    assert told.stderr == f"error: wrong:flow: {problems[1]}\n"
+
+
 def test_postgresql_that_is_not_there() -> None:
     done = flowpilot("execution", "list", FLOWPILOT_DATABASE_URL="postgresql://me:secret@127.0.0.1:1/x")
     assert done.returncode == Exit.UNREACHABLE
@@ -173,6 +252,9 @@ def test_postgresql_that_is_not_there() -> None:
         (("execution", "list", "--status", "done"), "running"),
         (("execution", "list", "--limit", "0"), "limit"),
         (("execution", "cancel", "an-id"), "--reason"),
+        (("workflow", "delete", "w"), "workflow delete w --yes"),
+        (("dead-letter", "show", "not-a-place/x/1"), "TOPIC/PARTITION/OFFSET"),
+        (("dead-letter", "list", "--since", "yesterday"), "15m"),
         (("worker",), "WORKFLOW"),
         (("frobnicate",), "frobnicate"),
     ],
@@ -217,7 +299,7 @@ def test_forms_of_output(capfd: pytest.CaptureFixture[str]) -> None:
         {"a": "long one", "b": None, "hidden": [1]},
     ]
     output.rows(found, ("a", "b"), output.Format.TABLE, empty="none")
-    assert capfd.readouterr().out.splitlines() == ["A         B", "x�[31m    1", "long one"]
+    assert capfd.readouterr().out.splitlines() == ["A          B", "x\\x1b[31m  1", "long one"]
     output.rows(found, ("a", "b"), output.Format.JSON, empty="none")
     assert json.loads(capfd.readouterr().out) == found
     output.rows(found, ("a", "b"), output.Format.JSONL, empty="none")

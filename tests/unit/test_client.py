@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.memory.log import MemoryLog
 from flowpilot.authoring import InputInvalid, Workflow
+from flowpilot.client import client as client_module
 from flowpilot.client.blocking import BlockingClient
 from flowpilot.client.client import ConnectedClient
 from flowpilot.client.connection import AuditUnavailable, AuditView, Connection, StartSeen
@@ -26,9 +27,10 @@ from flowpilot.client.errors import (
     ResultTimeout,
     UnknownWorkflow,
 )
-from flowpilot.ports.definitions import VersionConflict
+from flowpilot.ports.definitions import VersionConflict, WorkflowDeleted
 from flowpilot.ports.log import Fetched, Record
-from flowpilot_schemas.codec import decode_object, encode_message, parse
+from flowpilot_schemas.codec import decode_object, encode, encode_message, parse
+from flowpilot_schemas.definition import definition_key
 from flowpilot_schemas.ids import keyed_execution_id
 from flowpilot_schemas.limits import MAX_KEY, Limits
 from flowpilot_schemas.messages import CancelExecution, ExecutionEnded, StartExecution
@@ -156,6 +158,46 @@ def test_a_name_means_the_current_version_and_an_object_its_own() -> None:
                 await client.start("onboarding", patient, version="9")
             with pytest.raises(UnknownWorkflow, match="registered: onboarding"):
                 await client.start("nobody", patient)
+
+    run(test)
+
+
+def test_an_object_whose_version_belongs_to_another_content_is_not_started() -> None:
+    """Also where its definition is on the topic: of two that raced for the version it was the loser."""
+
+    async def test(world: World) -> None:
+        loser = onboarding("1", step="changed").definition
+        value = encode(loser.model_dump(mode="json"))
+        await world.log.producer().send([Record(TOPICS.definitions, definition_key(loser.hash), value)])
+        async with world.client() as client:
+            await client.register(onboarding())
+            with pytest.raises(VersionConflict, match="another version"):
+                await client.start(onboarding("1", step="changed"), NewPatient(patient_id="p"))
+        assert world.events() == []
+
+    run(test)
+
+
+def test_a_deleted_workflow_is_started_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(world: World) -> None:
+        patient = NewPatient(patient_id="p")
+        async with world.client() as sure, world.client() as asking, world.client() as new:
+            await sure.start(onboarding(), patient)
+            monkeypatch.setattr(client_module, "REGISTERED_FOR", 0.0)
+            await asking.start(onboarding(), patient)
+            deleting = LogDefinitions(world.log.producer(), world.log.reader(), TOPICS.definitions)
+            assert await deleting.delete("onboarding") == ["1"]
+            cases: list[tuple[Workflow | str, str | None]] = [
+                ("onboarding", None), ("onboarding", "1"), (onboarding(), None),
+            ]  # fmt: skip
+            for client in (new, asking):
+                for workflow, version in cases:
+                    with pytest.raises(WorkflowDeleted, match="workflow 'onboarding' was deleted"):
+                        await client.start(workflow, patient, version=version)
+            await sure.start(onboarding(), patient)  # it has asked a moment ago
+            assert await new.register(onboarding(), move_pointer=True)
+            await asking.start(onboarding(), patient)
+        assert len(world.events()) == 4
 
     run(test)
 

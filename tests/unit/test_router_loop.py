@@ -148,6 +148,26 @@ def test_topics_are_waited_for_and_new_definitions_are_read() -> None:
     run(test)
 
 
+def test_the_triggers_of_a_deleted_workflow_end() -> None:
+    async def test(world: World) -> None:
+        world.log.create_topic("shared", 1)
+        for name in ("kept", "deleted"):
+            await world.definitions.register(workflow(name, "shared"))
+        async with world.running(interval=3_600.0):
+            await world.publish("shared", 1)
+            await until(lambda: len(world.starts()) == 2)
+            await world.definitions.delete("deleted")
+            await world.publish("shared", 2)
+            await world.publish(
+                TOPICS.triggers, *({"v": 1, "workflow": "deleted", "version": v} for v in (None, "1"))
+            )
+            await until(lambda: len(world.starts()) == 3 and len(world.letters()) == 2)
+        assert [start["workflow"] for start in world.starts()][2] == "kept"
+        assert {letter["reason"] for letter in world.letters()} == {"unknown_workflow"}
+
+    run(test)
+
+
 def test_a_definition_registered_before_its_record_is_known_in_time() -> None:
     """However seldom the router looks: what was registered before a record was published routes it."""
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from structlog.testing import capture_logs
 
 from flowpilot import NonRetryable, Retry, RetryAfter, StepContext, Workflow
+from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.memory.group import MemoryConsumer
-from flowpilot.ports.definitions import VersionConflict
+from flowpilot.ports.definitions import VersionConflict, WorkflowDeleted
 from flowpilot.ports.log import Fetched, MembershipLost
 from flowpilot.worker.errors import UnknownQueue, WorkerExhausted
 from flowpilot.worker.handlers import Handlers
@@ -503,6 +505,26 @@ def test_definitions_are_registered_and_another_content_is_refused() -> None:
         changed.add_step(lambda: None, name="other")
         with pytest.raises(VersionConflict):
             await rig.worker(changed).run()
+
+    run(scenario())
+
+
+def test_a_deleted_workflow_is_served_and_not_brought_back() -> None:
+    async def scenario() -> None:
+        rig = Rig(workflow)
+        registered = LogDefinitions(rig.log.producer(), rig.log.reader(), TOPICS.definitions)
+        await registered.register(workflow.definition)
+        await registered.delete(workflow.name)
+        with capture_logs() as logged:
+            async with rig.serving():
+                rig.ready("create", input={"patient_id": "p"})  # of an execution that runs
+                await eventually_async(lambda: rig.answers("completed"))
+        assert [entry["reason"] for entry in logged if entry["log_level"] == "warning"] == [
+            str(WorkflowDeleted(workflow.name))
+        ]
+        await registered.refresh()
+        assert registered.is_deleted(workflow.name)
+        assert registered.workflows() == []
 
     run(scenario())
 

@@ -28,6 +28,8 @@ from flowpilot_schemas.topics import Topic
 _TIMEOUT = 10.0
 # A broker on a busy machine makes some ten partitions a second.
 _PATIENCE = 60.0
+# Where every broker refuses the connection, so many seconds are enough; a broker that is slow has more.
+_REFUSED = 3.0
 
 
 class AdminError(Exception):
@@ -64,6 +66,29 @@ class KafkaAdmin:
         self._settings = settings
         self._timeout = timeout
         self._client = AdminClient(client_properties(settings))
+
+    def reach(self) -> None:
+        """Return once a broker has answered.
+
+        Raises `KafkaUnreachable` after three seconds if all refuse the connection, else after the time-out.
+        """
+        down: list[KafkaError] = []
+        properties = client_properties(self._settings)
+        properties["error_cb"] = down.append
+        client = AdminClient(properties)
+        begun, patience = time.monotonic(), 0.5
+        while True:
+            try:
+                client.list_topics(timeout=patience)
+                return
+            except KafkaException as error:
+                failure = self._translated(error, "list the topics")
+            client.poll(0)
+            all_down = any(error.code() == KafkaError._ALL_BROKERS_DOWN for error in down)
+            left = begun + (_REFUSED if all_down else self._timeout) - time.monotonic()
+            if left <= 0 or not isinstance(failure, KafkaUnreachable):
+                raise failure
+            patience = min(2 * patience, left)  # one that answers slowly gets the time for it
 
     def setup(self, queues: Iterable[str] = ()) -> list[TopicOutcome]:
         """Create the topics that are missing, with a worker topic for each of `queues`; mend configurations.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -56,6 +56,8 @@ def _remove(session: Session, change: Removed) -> None:
         condition = (Workflow.name == change.workflow) & (Workflow.version == change.version)
     else:
         condition = Workflow.name == change.workflow
+    for workflow_id in session.scalars(select(Workflow.id).where(condition)).all():
+        _unlink(session, workflow_id)
     session.execute(delete(Workflow).where(condition))
 
 
@@ -107,21 +109,51 @@ def _insert(session: Session, change: Registered, *, is_current: bool = False) -
 
 
 def _link(session: Session, workflow_id: int) -> None:
-    linked = session.execute(
-        text(
-            "UPDATE workflow_execution e SET workflow_id = w.id FROM workflow w "
-            "WHERE w.id = :id AND e.workflow_name = w.name AND e.workflow_version = w.version "
-            "AND e.workflow_id IS NULL RETURNING e.id"
-        ),
-        {"id": workflow_id},
-    ).all()
-    if linked:
+    """Give executions and tasks that name this version their references to it."""
+    waiting = (
+        "e.workflow_id IS NULL AND (e.workflow_name, e.workflow_version) = "
+        "(SELECT name, version FROM workflow WHERE id = :id)"
+    )
+    for ids in _ranges(session, waiting, workflow_id):
+        session.execute(
+            text(f"UPDATE workflow_execution e SET workflow_id = :id WHERE {waiting} AND {_BETWEEN}"), ids
+        )
         session.execute(
             text(
                 "UPDATE task_execution t SET step_id = s.id FROM workflow_execution e "
                 "JOIN step s ON s.workflow_id = e.workflow_id "
                 "WHERE e.workflow_id = :id AND t.workflow_execution_id = e.id AND s.name = t.step_name "
-                "AND t.step_id IS NULL"
+                f"AND t.step_id IS NULL AND {_BETWEEN}"
             ),
-            {"id": workflow_id},
+            ids,
         )
+
+
+def _unlink(session: Session, workflow_id: int) -> None:
+    """Take them back: what `ON DELETE SET NULL` does, in statements that end in time."""
+    linked = "e.workflow_id = :id"
+    for ids in _ranges(session, linked, workflow_id):
+        session.execute(
+            text(
+                "UPDATE task_execution t SET step_id = NULL FROM workflow_execution e "
+                f"WHERE {linked} AND {_BETWEEN} AND t.workflow_execution_id = e.id AND t.step_id IS NOT NULL"
+            ),
+            ids,
+        )
+        session.execute(
+            text(f"UPDATE workflow_execution e SET workflow_id = NULL WHERE {linked} AND {_BETWEEN}"), ids
+        )
+
+
+# A statement has a time limit, and a workflow may have millions of executions.
+_AT_ONCE = 20_000
+_BETWEEN = "e.id >= :first AND e.id < :end"
+
+
+def _ranges(session: Session, condition: str, workflow_id: int) -> Iterator[dict[str, int]]:
+    """The executions of which `condition` holds, by ranges of their ids."""
+    bounds = text(f"SELECT min(e.id), max(e.id) FROM workflow_execution e WHERE {condition}")
+    first, last = session.execute(bounds, {"id": workflow_id}).one()
+    if first is not None:
+        for start in range(first, last + 1, _AT_ONCE):
+            yield {"id": workflow_id, "first": start, "end": start + _AT_ONCE}

@@ -1,0 +1,144 @@
+"""Dead letters as the command line shows them: plain values out of the audit record."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from flowpilot.adapters.postgres.dead_letters import DeadLetterQueries, Place, Wanted
+from flowpilot.adapters.postgres.models import DeadLetterRow
+from flowpilot.app.database import asking, iso
+from flowpilot.settings import Settings
+
+Fields = dict[str, Any]
+
+# What to do about a reason, where the letter's own sentence does not say it.
+REMEDIES = {
+    "not_json": "publish JSON on this topic, or take the topic out of the workflow's triggers",
+    "not_utf8": "publish JSON in UTF-8",
+    "not_an_object": "publish a JSON object",
+    "integer_too_large": "send integers beyond 64 bits as strings",
+    "too_deep": "nest the JSON less deeply",
+    "too_large": "keep large data elsewhere and send where it is, or raise the limit",
+    "input_invalid": "publish what the input's schema asks for (`flowpilot workflow show`), or apply a version "
+    "that takes it",
+    "key_missing": "publish the field that the trigger's unique_by names, or apply a version without unique_by",
+    "key_too_long": "use a shorter key",
+    "unknown_workflow": "apply the workflow, then publish the record again",
+    "unknown_version": "apply that version, or publish the record again without a version",
+    "unknown_execution": "nothing, if its execution ended long ago: the answer came too late to count",
+    "future_version": "upgrade this role, then publish the record again",
+    "dispatch_failed": "create the queue's topic or make what the step is given smaller, then retry the execution",
+    "engine_fault": "this is a defect of FlowPilot: report it with this record",
+    "engine_crash": "this is a defect of FlowPilot: report it with this record",
+}
+
+
+class Shown(NamedTuple):
+    """One dead letter: its fields, and the record's bytes as far as they were kept."""
+
+    fields: Fields
+    key: bytes | None
+    value: bytes | None
+
+
+def list_groups(settings: Settings, wanted: Wanted) -> list[Fields]:
+    """By reason, the one with the newest letter first. Raises `DatabaseUnreachable`, `DatabaseRefused`."""
+    with _queries(settings) as queries:
+        return [
+            {
+                "reason": group.example.reason,
+                "count": group.count,
+                "newest": iso(group.example.reported_at),
+                "topics": group.topics,
+                "workflows": group.workflows,
+                "example": _record(group.example),
+                "id": group.example.id,
+                "detail": group.example.detail,
+                "remedy": REMEDIES.get(group.example.reason),
+            }
+            for group in queries.groups(wanted)
+        ]
+
+
+def list_letters(settings: Settings, wanted: Wanted, limit: int) -> tuple[list[Fields], int]:
+    """The newest first, without their bytes; and how many there are in all. Raises as `list_groups`."""
+    with _queries(settings) as queries:
+        found, total = queries.letters(wanted, limit)
+        return [_letter(row) for row in found], total
+
+
+def show_letter(settings: Settings, which: int | Place) -> Shown | None:
+    """One dead letter, by its id or by its record's place; None if there is none. Raises as `list_groups`."""
+    with _queries(settings) as queries:
+        found = queries.show(which)
+    if found is None:
+        return None
+    row, others = found
+    fields = {
+        **_letter(row),
+        "remedy": REMEDIES.get(row.reason),
+        "others": [{"id": other.id, "reason": other.reason, "workflow": other.workflow} for other in others],
+    }
+    return Shown(fields, row.key, row.value)
+
+
+def as_json(letter: Shown) -> Fields:
+    """All of it: the bytes as base64, and as text where they are UTF-8."""
+    return {
+        **letter.fields,
+        "key_base64": _base64(letter.key),
+        "value_base64": _base64(letter.value),
+        "value_text": _text(letter.value),
+    }
+
+
+@contextmanager
+def _queries(settings: Settings) -> Iterator[DeadLetterQueries]:
+    with asking(settings) as engine:
+        yield DeadLetterQueries(engine)
+
+
+def _letter(row: DeadLetterRow) -> Fields:
+    return {
+        "id": row.id,
+        "reason": row.reason,
+        "detail": row.detail,
+        "record": _record(row),
+        "topic": row.topic,
+        "partition": row.partition,
+        "offset": row.offset,
+        "at": _moment(row.timestamp),
+        "reported_at": iso(row.reported_at),
+        "source": row.source,
+        "workflow": row.workflow,
+        "size": row.size,
+        "sha256": row.sha256,
+        "truncated": row.truncated,
+    }
+
+
+def _record(row: DeadLetterRow) -> str:
+    return f"{row.topic}/{row.partition}/{row.offset}"
+
+
+def _base64(data: bytes | None) -> str | None:
+    return None if data is None else b64encode(data).decode()
+
+
+def _text(data: bytes | None) -> str | None:
+    try:
+        return None if data is None else data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _moment(ms: int) -> str | None:
+    """A record's own time, which may be anything if its topic takes the producer's word."""
+    try:
+        return iso(datetime.fromtimestamp(ms / 1000, UTC)) if ms >= 0 else None
+    except (OverflowError, ValueError, OSError):
+        return None
