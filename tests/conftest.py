@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+import structlog
 from confluent_kafka.admin import AdminClient
 from pydantic import SecretStr
 
@@ -35,6 +36,13 @@ def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A FLOWPILOT_* variable of whoever runs the tests changes none of them."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"FLOWPILOT_{name.upper()}", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_the_test_alone() -> Iterator[None]:
+    """A command run within a test sets up logging to that test's stderr, which is closed after it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
