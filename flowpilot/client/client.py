@@ -127,7 +127,7 @@ class ConnectedClient:
             if definitions.get(definition.hash) is None:
                 await definitions.refresh()
                 await definitions.register(definition)
-            return definition
+            return definitions.registered(definition)
         await definitions.refresh()
         current = definitions.current(workflow)
         found = current if version is None else definitions.version(workflow, version)

@@ -14,7 +14,7 @@ from xml.sax.saxutils import quoteattr
 from flowpilot.local.errors import ChildFailed
 from flowpilot.local.jars import ensure_jars
 from flowpilot.local.java import find_java
-from flowpilot.local.ports import LOOPBACK, answers, free_ports
+from flowpilot.local.ports import LOOPBACK, answers, free_ports, require_free
 from flowpilot.local.supervisor import Supervisor
 
 NAME = "kafka"
@@ -66,13 +66,17 @@ class KafkaBroker:
     """A broker whose files lie in `directory` (created); `start` may be called again after a stop.
 
     `tiered`: "full" lets the JVM compile with both compilers; "c1" starts faster and takes less
-    memory, but stays slower under load: for a developer's machine, not for a benchmark.
+    memory, but stays slower under load: for a developer's machine, not for a benchmark. `port`: this one or
+    none (`PortTaken`); else that of the last start if it is free, else any.
     """
 
-    def __init__(self, directory: Path | str, *, tiered: Tiered = "full", heap_mb: int = 384) -> None:
+    def __init__(
+        self, directory: Path | str, *, tiered: Tiered = "full", heap_mb: int = 384, port: int | None = None
+    ) -> None:
         self.directory = Path(directory).absolute()
         self.tiered = tiered
         self.heap_mb = heap_mb
+        self._port = port
         self.log_file = self.directory / "broker.log"
         self._data = self.directory / "data"
         self._properties = self.directory / "server.properties"
@@ -92,7 +96,7 @@ class KafkaBroker:
         )
         wanted = self._last_ports()
         for attempt in range(1, START_TRIES + 1):
-            port, controller_port = free_ports(2, wanted)
+            port, controller_port = self._ports(wanted)
             self._properties.write_text(
                 PROPERTIES.format(host=LOOPBACK, port=port, cport=controller_port, data=self._data)
             )
@@ -116,6 +120,12 @@ class KafkaBroker:
             self._ports_file.write_text(f"{port} {controller_port}\n")
             return f"{LOOPBACK}:{port}"
         raise AssertionError("unreachable")
+
+    def _ports(self, wanted: list[int]) -> list[int]:
+        if self._port is None:
+            return free_ports(2, wanted)
+        require_free(self._port, "Kafka")
+        return free_ports(2, [self._port, *(port for port in wanted[1:] if port != self._port)])
 
     def _last_ports(self) -> list[int]:
         try:
