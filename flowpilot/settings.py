@@ -135,6 +135,22 @@ def load_settings() -> Settings:
     return settings
 
 
+def load_given_settings() -> Settings:
+    """What the environment and `.env` alone say: what `flowpilot dev` itself starts from. Raises `SettingsError`.
+
+    It must not be given servers, which would go before those that it starts.
+    """
+    settings = _read(DevState.NEVER)
+    for name in settings.model_fields_set.intersection(_SERVERS):
+        variable = f"{PREFIX}{name.upper()}"
+        place = "in the environment" if variable in map(str.upper, os.environ) else f"in {ENV_FILE}"
+        raise SettingsError(
+            f"{variable} is set {place} and would go before the servers that `flowpilot dev` starts: remove it there, "
+            "or run the roles on your servers instead (flowpilot setup, engine, router, audit, worker)"
+        )
+    return settings
+
+
 class Setting(NamedTuple):
     """A setting as it is in force; `source` is "environment", a file's path, or "default"."""
 

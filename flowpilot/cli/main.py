@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flowpilot.cli import execution, roles, workflow
+from flowpilot.cli import dev, execution, roles, workflow
 from flowpilot.cli.failures import Exit, report
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ def root(
     _debug = debug
 
 
+app.command()(dev.dev)
 roles.add_to(app)
 app.add_typer(workflow.app)
 app.add_typer(execution.app)

@@ -70,6 +70,14 @@ class KafkaAdmin:
         """Create the worker topics of `queues` that are missing; their partition counts may be anything."""
         return self._ensure(self._step_topics(queues), set())
 
+    def ensure_user_topics(self, names: Iterable[str], partitions: int) -> set[str]:
+        """Create those of the users' topics `names` that are missing, with the broker's defaults; those created."""
+        there = self._counts()
+        missing = [Topic(name, partitions, "delete") for name in dict.fromkeys(names) if name not in there]
+        created = self._create(missing)
+        self._await_leaders(created)
+        return created
+
     def topic_id(self, name: str) -> str:
         """The topic's id (KIP-516), 22 characters of URL-safe base64: another topic of that name has another."""
         described = self._describe([name])[name]
