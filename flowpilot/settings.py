@@ -145,8 +145,8 @@ def load_given_settings() -> Settings:
         variable = f"{PREFIX}{name.upper()}"
         place = "in the environment" if variable in map(str.upper, os.environ) else f"in {ENV_FILE}"
         raise SettingsError(
-            f"{variable} is set {place} and would go before the servers that `flowpilot dev` starts: remove it there, "
-            "or run the roles on your servers instead (flowpilot setup, engine, router, audit, worker)"
+            f"{variable} is set {place} and would go before the servers that `flowpilot dev` starts: remove it "
+            "there, or run the roles on your servers instead (flowpilot setup, engine, router, audit, worker)"
         )
     return settings
 

@@ -68,9 +68,5 @@ def dev(
         postgres_port=postgres_port,
         verbose=verbose,
     )
-    say("starting Kafka, PostgreSQL and FlowPilot's roles …")
-    try:
-        with terminate_cleanly():
-            DevServer(options, settings, say).run(began)
-    finally:
-        say("stopped")
+    with terminate_cleanly():
+        DevServer(options, settings, say).run(began)

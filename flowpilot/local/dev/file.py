@@ -40,11 +40,11 @@ class DevFile:
                 if time.monotonic() < deadline:
                     time.sleep(0.02)
                     continue
-                by = self._file.readline().strip("#\n ")
+                by = self._file.readline().rpartition(", ")[2].strip()
                 self._file.close()
                 raise StateInUse(
-                    f"`flowpilot dev` runs in this folder already ({by}): stop it with Ctrl-C there, or go to another "
-                    "folder"
+                    f"`flowpilot dev` runs in this folder already ({by or 'starting'}): stop it with Ctrl-C there, "
+                    "or go to another folder"
                 ) from None
         self.publish({})
 

@@ -54,18 +54,22 @@ class Narrator:
             whole, newline, _ = stream.read(_MOST_BYTES).rpartition(b"\n")
         self._read[name] = self._read.get(name, 0) + len(whole) + len(newline)
         for line in whole.decode(errors="replace").splitlines():
-            if not line.startswith(f"{name} ready"):
+            if not _is_ready(name, line):
                 self._say(f"{name} | {line}")
 
     def _tell_death(self, name: str, status: int) -> None:
         self._say(f"{name} ended ({_status(status)}) and was started again")
         if name in self._followed:
             return
-        tail = last_lines(self._supervisor.log_path(name))
+        tail = [line for line in last_lines(self._supervisor.log_path(name)) if not _is_ready(name, line)]
         if tail != self._tails.get(name):
             for line in tail:
                 self._say(f"{name} | {line}")
         self._tails[name] = tail
+
+
+def _is_ready(name: str, line: str) -> bool:
+    return line.startswith(f"{name} ready")
 
 
 def last_lines(log: Path) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
@@ -78,6 +78,8 @@ class DevServer:
         with ExitStack() as stack:
             file = stack.enter_context(DevFile(self._options.folder))
             data = stack.enter_context(self._data())
+            self._say("starting Kafka, PostgreSQL and FlowPilot's roles …")
+            stack.callback(self._say, "stopped")
             looking = stack.enter_context(ThreadPoolExecutor(1)).submit(self._look)
             services = stack.enter_context(
                 LocalServices(
@@ -106,7 +108,7 @@ class DevServer:
         if not self._options.ephemeral:
             yield (self._options.data or self._options.folder / DEV_FILE.parent).absolute()
             return
-        # Always the same place, so that what a killed run left there is found. The lock is held: nobody else uses it.
+        # Always the same place, so that what a killed run left there is found; by the lock nobody else uses it.
         data = (self._options.folder / DEV_FILE.parent / "ephemeral").absolute()
         if data.exists():
             with Supervisor(data):  # stops what the killed run left running
@@ -156,9 +158,9 @@ class DevServer:
     def _start_roles(self, found: Found) -> None:
         more = {"FLOWPILOT_LOG_LEVEL": "info"} if self._logs_unset and self._options.verbose else {}
         with ThreadPoolExecutor() as pool:  # each spends its first seconds on imports
-            starting = [pool.submit(self._system.start, role.name, role.name, environment=more) for role in ROLES]
-            serving = pool.submit(self._serve, found)
-            for started in (*starting, serving):
+            starting: list[Future[Any]] = [pool.submit(self._serve, found)]
+            starting += [pool.submit(self._system.start, role.name, role.name, environment=more) for role in ROLES]
+            for started in starting:
                 started.result()
 
     @property
@@ -195,9 +197,9 @@ class DevServer:
         folders = [] if self._options.references else [self._options.folder]
         files = list(found.files)
         if found.error is not None:
-            # Which file is wrong is not known for sure: any beside those that are named.
-            named = [Path(reference.partition(":")[0]) for reference in references]
-            folders += [(self._options.folder / path).parent for path in named] + [self._options.folder]
+            # Which file is wrong is not known for sure: any beside those that are named, or that were imported before.
+            named = [self._options.folder / reference.partition(":")[0] for reference in references]
+            folders += [self._options.folder, *(path.parent for path in named)]
             files += self._found.files
         self._watch.look_at(files, folders)
         return found
