@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flowpilot.cli import dev, execution, roles, workflow
+from flowpilot.cli import dev, execution, init, roles, workflow
 from flowpilot.cli.failures import Exit, report
 
 app = typer.Typer(
@@ -41,7 +41,9 @@ def root(
 
     \b
     Examples:
-      flowpilot setup                                     create topics and tables
+      flowpilot init shop && cd shop                      a small project
+      flowpilot dev                                       all of FlowPilot on this machine, for your files
+      flowpilot setup                                     on servers of your own: create topics and tables
       flowpilot engine                                    a process each, as many as you like:
       flowpilot router
       flowpilot audit
@@ -53,6 +55,7 @@ def root(
     _debug = debug
 
 
+app.command()(init.init)
 app.command()(dev.dev)
 roles.add_to(app)
 app.add_typer(workflow.app)

@@ -197,7 +197,7 @@ class DevServer:
         folders = [] if self._options.references else [self._options.folder]
         files = list(found.files)
         if found.error is not None:
-            # Which file is wrong is not known for sure: any beside those that are named, or that were imported before.
+            # Which file is wrong is not known for sure: any beside those named, or that were imported before.
             named = [self._options.folder / reference.partition(":")[0] for reference in references]
             folders += [self._options.folder, *(path.parent for path in named)]
             files += self._found.files
