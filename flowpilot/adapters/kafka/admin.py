@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, NamedTuple
 
@@ -47,6 +47,16 @@ class TopicOutcome(NamedTuple):
     outcome: Literal["created", "unchanged", "updated"]
 
 
+class TopicPlan(NamedTuple):
+    """What `setup` would do about one topic; `detail` says what differs. `refuse`: its partition count is fixed."""
+
+    topic: str
+    action: Literal["create", "change", "keep", "refuse"]
+    partitions: int
+    cleanup: str
+    detail: str
+
+
 class KafkaAdmin:
     """The topics of one FlowPilot. Raises `AdminError`s."""
 
@@ -55,16 +65,36 @@ class KafkaAdmin:
         self._timeout = timeout
         self._client = AdminClient(client_properties(settings))
 
+    def plan(self, queues: Iterable[str] = ()) -> list[TopicPlan]:
+        """What `setup(queues)` would do. Changes nothing."""
+        declared, fixed = self._declared(queues)
+        counts = self._counts()
+        different = self._differences([topic for topic in declared if topic.name in counts])
+        return [self._planned(topic, topic.name in fixed, counts, different) for topic in declared]
+
+    @staticmethod
+    def _planned(
+        topic: Topic, fixed: bool, counts: Mapping[str, int], different: Mapping[str, Mapping[str, str]]
+    ) -> TopicPlan:
+        wanted = topic.partitions or 1
+        count = counts.get(topic.name)
+        if count is None:
+            return TopicPlan(topic.name, "create", wanted, topic.cleanup, "missing")
+        if fixed and count != wanted:
+            return TopicPlan(topic.name, "refuse", count, topic.cleanup, f"{count} partitions instead of {wanted}")
+        if changes := different.get(topic.name):
+            config = topic.config()
+            detail = ", ".join(f"{name}={was} instead of {config[name]}" for name, was in changes.items())
+            return TopicPlan(topic.name, "change", count, topic.cleanup, detail)
+        return TopicPlan(topic.name, "keep", count, topic.cleanup, "")
+
     def setup(self, queues: Iterable[str] = ()) -> list[TopicOutcome]:
         """Create the topics that are missing, with a worker topic for each of `queues`; mend configurations.
 
         Idempotent; nothing is created or changed if a partition count is refused. Returns when every
         partition has a leader.
         """
-        topics = self._settings.topics
-        declared = [self._counted(topic) for topic in topics.core()]
-        fixed = {topic.name for topic in declared} - {topics.triggers, topics.replies}
-        return self._ensure([*declared, *self._step_topics(queues)], fixed)
+        return self._ensure(*self._declared(queues))
 
     def ensure_step_topics(self, queues: Iterable[str]) -> list[TopicOutcome]:
         """Create the worker topics of `queues` that are missing; their partition counts may be anything."""
@@ -90,6 +120,18 @@ class KafkaAdmin:
     def exists(self, names: Iterable[str]) -> set[str]:
         """Those of `names` that there are."""
         return set(names) & set(self._counts())
+
+    def names(self) -> set[str]:
+        """All topics there are under this FlowPilot's prefix."""
+        prefixes = (f"{self._settings.namespace}.", f"{self._settings.topics.app_id}-")
+        return {name for name in self._counts() if name.startswith(prefixes)}
+
+    def _declared(self, queues: Iterable[str]) -> tuple[list[Topic], set[str]]:
+        """All topics as they shall be, and the names of those whose partition count is fixed."""
+        topics = self._settings.topics
+        declared = [self._counted(topic) for topic in topics.core()]
+        fixed = {topic.name for topic in declared} - {topics.triggers, topics.replies}
+        return [*declared, *self._step_topics(queues)], fixed
 
     def _step_topics(self, queues: Iterable[str]) -> list[Topic]:
         names = dict.fromkeys(queues)
@@ -140,28 +182,40 @@ class KafkaAdmin:
         return created
 
     def _mend(self, topics: Sequence[Topic]) -> set[str]:
-        if not topics:
-            return set()
-        resources = {topic.name: ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics}
-        answers = self._client.describe_configs(list(resources.values()), request_timeout=self._timeout)
-        found = {
-            resource.name: self._result(future, f"read the configuration of topic {resource.name}")
-            for resource, future in answers.items()
-        }
+        different = self._differences(topics)
         changes = []
         for topic in topics:
-            entries = found[topic.name]
-            for name, value in topic.config().items():
-                if name not in entries or entries[name].value != value:
+            if topic.name in different:
+                resource = ConfigResource(ResourceType.TOPIC, topic.name)
+                for name in different[topic.name]:
+                    value = topic.config()[name]
                     entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-                    resources[topic.name].add_incremental_config(entry)
-            if resources[topic.name].incremental_configs:
-                changes.append(resources[topic.name])
+                    resource.add_incremental_config(entry)
+                changes.append(resource)
         if changes:
             altered = self._client.incremental_alter_configs(changes, request_timeout=self._timeout)
             for resource, future in altered.items():
                 self._result(future, f"change the configuration of topic {resource.name}")
-        return {resource.name for resource in changes}
+        return set(different)
+
+    def _differences(self, topics: Sequence[Topic]) -> dict[str, dict[str, str]]:
+        """Of the topics that are configured otherwise than declared: by name, what they have."""
+        if not topics:
+            return {}
+        resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics]
+        answers = self._client.describe_configs(resources, request_timeout=self._timeout)
+        found = {
+            resource.name: self._result(future, f"read the configuration of topic {resource.name}")
+            for resource, future in answers.items()
+        }
+        different: dict[str, dict[str, str]] = {}
+        for topic in topics:
+            entries = found[topic.name]
+            for name, value in topic.config().items():
+                has = entries[name].value if name in entries else "nothing"
+                if has != value:
+                    different.setdefault(topic.name, {})[name] = has
+        return different
 
     def _await_leaders(self, names: set[str]) -> None:
         """A topic that was just created is not known everywhere at once."""
