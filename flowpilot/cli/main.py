@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flowpilot.cli import dev, execution, init, roles, workflow
+from flowpilot.cli import dev, doctor, execution, init, operate, roles, workflow
 from flowpilot.cli.failures import Exit, report
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ def root(
       flowpilot worker examples/patient_onboarding.py:onboarding
       flowpilot execution start patient-onboarding --input '{"patient_id": "p-17"}' --wait
       flowpilot execution list --status failed
+      flowpilot doctor                                    what is wrong, and what mends it
     """
     global _debug
     _debug = debug
@@ -57,9 +58,11 @@ def root(
 
 app.command()(init.init)
 app.command()(dev.dev)
+app.command()(doctor.doctor)
 roles.add_to(app)
 app.add_typer(workflow.app)
 app.add_typer(execution.app)
+operate.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # its __all__ lacks it
 
 from flowpilot.adapters.kafka.config import client_properties
 from flowpilot.ports.log import LogUnavailable
@@ -69,7 +69,7 @@ class KafkaGroups:
                 return {}
             low, high = (
                 self._offsets(topic, list(metadata.partitions), spec)
-                for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+                for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
             )
         except KafkaException as error:
             raise _unavailable(error) from None
