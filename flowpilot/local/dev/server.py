@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 from pydantic import SecretStr
@@ -21,6 +22,7 @@ from flowpilot.local.dev.found import Found, FoundWorkflow, discover, find
 from flowpilot.local.dev.narrator import Narrator
 from flowpilot.local.dev.watch import Watch
 from flowpilot.local.errors import ChildFailed, LocalError
+from flowpilot.local.kafka import KafkaBroker
 from flowpilot.local.services import LocalServices, remove_data
 from flowpilot.local.supervisor import Supervisor
 from flowpilot.local.system import LocalSystem
@@ -95,6 +97,7 @@ class DevServer:
             self._start_roles(looking.result())
             file.publish(self._system.environment)
             self._say_ready(began, data)
+            Thread(target=self._learn_classes, args=(services, data), daemon=True).start()
             while True:
                 time.sleep(POLL)
                 self._narrator.tell()
@@ -187,6 +190,11 @@ class DevServer:
         with ThreadPoolExecutor(max(1, len(names))) as pool:
             for stopped in [pool.submit(supervisor.stop, name) for name in names]:
                 stopped.result()
+
+    def _learn_classes(self, services: LocalServices, data: Path) -> None:
+        """Once on this machine, so that the next start is faster; for what it is worth."""
+        with suppress(LocalError):
+            KafkaBroker(data / "kafka-classes", tiered="c1").learn_classes(services.supervisor)
 
     # The worker, and the files it comes from
 
