@@ -147,10 +147,11 @@ def _roles(settings: Settings, queues: dict[str, list[str]]) -> Iterator[Check]:
         yield Check("workflows", "warn", "none is registered", "flowpilot worker MODULE:WORKFLOW")
 
 
-def _reader(name: str, members: int, lag: int, remedy: str, what: str = "records") -> Check:
+def _reader(name: str, members: int, lag: int, remedy: str, what: str = "record") -> Check:
+    what += "" if lag == 1 else "s"
     if not members:
         if lag:
-            return Check(name, "fail", f"nobody serves it while {lag:,} {what} wait", remedy)
+            return Check(name, "fail", f"nobody serves it, waiting: {lag:,} {what}", remedy)
         return Check(name, "warn", "nobody serves it", remedy)
     processes = f"{members} process{'' if members == 1 else 'es'}"
     if lag >= MANY:
