@@ -13,7 +13,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from flowpilot.cli.failures import explain
+from flowpilot.cli.failures import Exit, explain
 from flowpilot.cli.loading import load_workflow
 
 # Seconds: an import that takes longer runs something; the process ends by itself even if nobody is left to end it.
@@ -23,12 +23,13 @@ LIMIT = 30
 def main(out: str, references: list[str]) -> None:
     """Load every reference and write down what is there."""
     signal.alarm(LIMIT)
-    found: dict[str, Any] = {"workflows": [], "error": None}
+    found: dict[str, Any] = {"workflows": [], "error": None, "misnamed": False}
     for reference in references:
         try:
             definition = load_workflow(reference).definition
         except BaseException as error:  # noqa: BLE001 - the user's code may raise anything
-            found["error"] = explain(error)[0]
+            found["error"], code = explain(error)
+            found["misnamed"] = code == Exit.USAGE
             break
         found["workflows"].append(
             {

@@ -188,6 +188,11 @@ def test_what_is_found_names_the_files_it_came_from(tmp_path: Path) -> None:
     broken = find(["shop.py:orders"], tmp_path, {})
     assert broken.error is not None
     assert "ZeroDivisionError" in broken.error
+    assert not broken.misnamed
+    assert find(["shop.py:order"], tmp_path, {}).misnamed is False  # prices.py comes first
+    (tmp_path / "prices.py").write_text("")
+    assert find(["shop.py:order"], tmp_path, {}).misnamed
+    assert find(["ship.py:orders"], tmp_path, {}).misnamed
     (tmp_path / "prices.py").write_text("import os\nos._exit(3)\n")
     assert "failed" in (find(["shop.py:orders"], tmp_path, {}).error or "")
 
@@ -234,11 +239,10 @@ def test_the_example_input_is_one() -> None:
 
 def test_the_banner_has_at_most_ten_lines() -> None:
     workflows = [FoundWorkflow(f"f.py:w{number}", f"w{number}", "1", [], None) for number in range(9)]
-    lines = banner(
-        seconds=1.0, servers="s", database="d", data="x", workflows=workflows, error="importing f.py failed"
-    )
-    assert len(lines) <= 10
-    assert "and 6 more" in "\n".join(lines)
+    for error in (None, "importing f.py failed"):
+        lines = banner(seconds=1.0, servers="s", database="d", data="x", workflows=workflows, error=error)
+        assert len(lines) <= 10
+        assert (error or "and 6 more") in "\n".join(lines)
     assert start_command(workflows[0]) == "flowpilot execution start w0 --wait"
 
 

@@ -19,6 +19,8 @@ def banner(
     named = ", ".join(f"{workflow.name} ({workflow.reference})" for workflow in workflows[:3])
     if len(workflows) > 3:
         named += f" and {len(workflows) - 3} more"
+    if error is not None:
+        named = f"none until this is mended: {error}"
     lines = [
         f"FlowPilot is ready after {seconds:.1f} s. Ctrl-C stops everything.",
         f"  Kafka       {servers}",
@@ -26,8 +28,6 @@ def banner(
         f"  data        {data}",
         f"  workflows   {named or NO_WORKFLOW}",
     ]
-    if error is not None:
-        lines.append(f"  no worker   {error}")
     lines.append("In another terminal, in this folder:")
     if workflows:
         lines.append(f"  {start_command(workflows[0])}")

@@ -27,11 +27,15 @@ class FoundWorkflow:
 
 @dataclass(frozen=True)
 class Found:
-    """All workflows, or the sentence that says why not all; `files` are the user's that were imported."""
+    """All workflows, or the sentence that says why not all; `files` are the user's that were imported.
+
+    `misnamed`: nothing is wrong with a file, there is no such file, module or workflow.
+    """
 
     workflows: list[FoundWorkflow]
     files: list[Path]
     error: str | None = None
+    misnamed: bool = False
 
 
 def find(references: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Found:
@@ -56,7 +60,7 @@ def find(references: Sequence[str], folder: Path, environment: Mapping[str, str]
             return Found([], [], f"importing {', '.join(references)} failed: {why}")
         content = json.loads(out.read_text())
     workflows = [FoundWorkflow(**workflow) for workflow in content["workflows"]]
-    return Found(workflows, [Path(file) for file in content["files"]], content["error"])
+    return Found(workflows, [Path(file) for file in content["files"]], content["error"], content["misnamed"])
 
 
 def discover(folder: Path) -> list[str]:

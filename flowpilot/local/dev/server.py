@@ -77,12 +77,16 @@ class DevServer:
 
         Raises `LocalError`, `AdminError`, `DatabaseRefused`; nothing that was started stays behind.
         """
+        for reference in self._options.references:
+            place = reference.partition(":")[0]
+            if place.endswith(".py") and not (self._options.folder / place).is_file():
+                raise LocalError(f"there is no file {place}; write MODULE:WORKFLOW or path/file.py:name")
         with ExitStack() as stack:
             file = stack.enter_context(DevFile(self._options.folder))
             data = stack.enter_context(self._data())
             self._say("starting Kafka, PostgreSQL and FlowPilot's roles …")
             stack.callback(self._say, "stopped")
-            looking = stack.enter_context(ThreadPoolExecutor(1)).submit(self._look)
+            looking = stack.enter_context(ThreadPoolExecutor(1)).submit(self._first_look)
             services = stack.enter_context(
                 LocalServices(
                     data,
@@ -210,6 +214,13 @@ class DevServer:
             folders += [self._options.folder, *(path.parent for path in named)]
             files += self._found.files
         self._watch.look_at(files, folders)
+        return found
+
+    def _first_look(self) -> Found:
+        """What does not import now may do so later; what is misnamed on the command line never will."""
+        found = self._look()
+        if found.misnamed and self._options.references:
+            raise LocalError(found.error)
         return found
 
     def _reload(self, changed: list[Path]) -> None:
