@@ -10,12 +10,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import SecretStr
 
-from flowpilot.adapters.kafka.admin import KafkaAdmin, UnknownTopic
-from flowpilot.app.workflows import current_workflows
 from flowpilot.local.dev.banner import banner
 from flowpilot.local.dev.file import DevFile
 from flowpilot.local.dev.found import Found, FoundWorkflow, discover, find
@@ -27,6 +25,11 @@ from flowpilot.local.services import LocalServices, remove_data
 from flowpilot.local.supervisor import Supervisor
 from flowpilot.local.system import LocalSystem
 from flowpilot.settings import DEV_FILE, Settings
+
+if TYPE_CHECKING:
+    from flowpilot.adapters.kafka.admin import KafkaAdmin
+
+# What takes long to import is imported where it is used: by then the servers are starting.
 
 POLL = 0.2
 PARTITIONS = 4
@@ -133,6 +136,8 @@ class DevServer:
 
     def _begin(self, services: LocalServices, file: DevFile) -> None:
         """Topics, and the settings that every process of ours and every other terminal has."""
+        from flowpilot.adapters.kafka.admin import KafkaAdmin, UnknownTopic
+
         given = self._settings.model_fields_set
         servers = {
             "bootstrap_servers": services.bootstrap_servers,
@@ -140,7 +145,7 @@ class DevServer:
             "dev_versions": True,
         }
         settings = self._settings.model_copy(update=servers)
-        self._admin = KafkaAdmin(settings)
+        self._admin: KafkaAdmin = KafkaAdmin(settings)
         # The count is fixed for life: data that are there already have theirs, unless another one is asked for.
         events = PARTITIONS if "event_partitions" not in given else settings.event_partitions
         if "event_partitions" not in given:
@@ -265,6 +270,8 @@ class DevServer:
         self._serving = True
 
     def _versions(self, workflows: list[FoundWorkflow]) -> str:
+        from flowpilot.app.workflows import current_workflows
+
         names = {workflow.name for workflow in workflows}
         current = asyncio.run(current_workflows(self._settings))
         return ", ".join(f"{found.name} {found.version}" for found in current if found.name in names)
