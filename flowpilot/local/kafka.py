@@ -174,7 +174,8 @@ class KafkaBroker:
                 stop_signal=signal.SIGKILL,  # at SIGTERM it would first write the cache
             )
             supervisor.kill("kafka-classes", signal.SIGTERM)
-            if supervisor.wait("kafka-classes", 60) is not None and draft.exists():
+            # The JVM's own end at SIGTERM: nothing else says that the cache is whole.
+            if supervisor.wait("kafka-classes", 60) == 128 + signal.SIGTERM and draft.exists():
                 arriving = cache.with_suffix(f".{os.getpid()}")
                 shutil.copyfile(draft, arriving)
                 os.replace(arriving, cache)

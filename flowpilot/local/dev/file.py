@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from flowpilot.local.errors import StateInUse
+from flowpilot.local.errors import LocalError, StateInUse
 from flowpilot.settings import DEV_FILE
 
 # A command that looks whether we run holds a shared lock for an instant.
@@ -21,16 +21,21 @@ _PATIENCE = 1.0
 
 
 class DevFile:
-    """The file of `folder`, locked from the beginning; a context manager. Raises `StateInUse`."""
+    """The file of `folder`, locked from the beginning; a context manager. Raises `StateInUse`, `LocalError`."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / DEV_FILE
-        path.parent.mkdir(exist_ok=True)
-        ignored = path.parent / ".gitignore"
-        if not ignored.exists():
-            ignored.write_text("*\n")
-        # A database's password will stand in it.
-        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            ignored = path.parent / ".gitignore"
+            if not ignored.exists():
+                ignored.write_text("*\n")
+            # A database's password will stand in it.
+            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+        except OSError as error:
+            raise LocalError(
+                f"cannot write {error.filename}: {error.strerror}; go to a folder of your own"
+            ) from error
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:

@@ -99,7 +99,7 @@ class DevServer:
                     on_database=self._prepare_database,
                 )
             )
-            self._begin(services, file)
+            self._begin(services)
             stack.callback(self._stop_roles)
             self._start_roles(looking.result())
             file.publish(self._system.environment)
@@ -134,7 +134,7 @@ class DevServer:
 
         prepare_database(self._settings.model_copy(update={"database_url": SecretStr(url)}))
 
-    def _begin(self, services: LocalServices, file: DevFile) -> None:
+    def _begin(self, services: LocalServices) -> None:
         """Topics, and the settings that every process of ours and every other terminal has."""
         from flowpilot.adapters.kafka.admin import KafkaAdmin, UnknownTopic
 
@@ -170,7 +170,7 @@ class DevServer:
     def _start_roles(self, found: Found) -> None:
         more = {"FLOWPILOT_LOG_LEVEL": "info"} if self._logs_unset and self._options.verbose else {}
         with ThreadPoolExecutor() as pool:  # each spends its first seconds on imports
-            starting: list[Future[Any]] = [pool.submit(self._serve, found)]
+            starting: list[Future[Any]] = [pool.submit(self._try_to_serve, found)]
             starting += [pool.submit(self._system.start, role.name, role.name, environment=more) for role in ROLES]
             for started in starting:
                 started.result()
@@ -202,7 +202,7 @@ class DevServer:
 
     def _learn_classes(self, services: LocalServices, data: Path) -> None:
         """Once on this machine, so that the next start is faster; for what it is worth."""
-        with suppress(LocalError):
+        with suppress(LocalError, OSError):
             KafkaBroker(data / "kafka-classes", tiered="c1").learn_classes(services.supervisor)
 
     # The worker, and the files it comes from
@@ -235,12 +235,19 @@ class DevServer:
             still = "the worker goes on with what it had" if self._serving else "no worker until that is mended"
             self._say(f"{found.error}; {still}")
             return
+        if self._try_to_serve(found):
+            self._say(f"{names} changed: serving {self._versions(found.workflows) or 'no workflow'}")
+
+    def _try_to_serve(self, found: Found) -> bool:
+        """A worker that does not start ends nothing else: the next change may mend it."""
+        from flowpilot.adapters.kafka.admin import AdminError
+
         try:
             self._serve(found)
-        except LocalError as error:
-            self._say(f"{names} changed, and the worker does not start: {error}")
-            return
-        self._say(f"{names} changed: serving {self._versions(found.workflows) or 'no workflow'}")
+        except (LocalError, AdminError) as error:
+            self._say(f"the worker does not start: {error}")
+            return False
+        return True
 
     def _serve(self, found: Found) -> None:
         """Replace the worker by one that serves what was found; without a workflow there is none."""
@@ -271,9 +278,13 @@ class DevServer:
 
     def _versions(self, workflows: list[FoundWorkflow]) -> str:
         from flowpilot.app.workflows import current_workflows
+        from flowpilot.ports.log import LogUnavailable
 
         names = {workflow.name for workflow in workflows}
-        current = asyncio.run(current_workflows(self._settings))
+        try:
+            current = asyncio.run(current_workflows(self._settings))
+        except LogUnavailable:  # Kafka is being started again
+            return ", ".join(sorted(names))
         return ", ".join(f"{found.name} {found.version}" for found in current if found.name in names)
 
 
