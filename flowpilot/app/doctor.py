@@ -140,9 +140,8 @@ def _roles(settings: Settings, queues: dict[str, list[str]]) -> Iterator[Check]:
     for queue, workflows in queues.items():
         group = topics.worker_group(queue)
         lag = groups.lag([topics.steps(queue)], groups.committed(group))
-        yield _reader(
-            f"queue {queue}", len(members[group]), lag, f"flowpilot worker MODULE:{workflows[0]}", "steps"
-        )
+        remedy = f"flowpilot worker MODULE:{workflows[0]}"
+        yield _reader(f"queue {queue}", len(members[group]), lag, remedy, "step")
     if not queues:
         yield Check("workflows", "warn", "none is registered", "flowpilot worker MODULE:WORKFLOW")
 
