@@ -41,6 +41,8 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
+    if isinstance(value, bool):
+        value = str(value).lower()
     return "–" if value is None or value in ({}, ()) else f"`{value}`"
 
 

@@ -1,24 +1,49 @@
-"""Settings: `FLOWPILOT_*` in the environment, then `.env` in the working directory, then these defaults."""
+"""Settings: `FLOWPILOT_*` in the environment, then `.env` in the working directory, then what a `flowpilot dev`
+that runs in this directory has written to `.flowpilot/dev.env`, then these defaults.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from flowpilot_schemas.limits import Limits
 from flowpilot_schemas.topics import LARGE_MESSAGE, Topics
 
+PREFIX = "FLOWPILOT_"
+ENV_FILE = Path(".env")
+DEV_FILE = Path(".flowpilot/dev.env")
+_SERVERS = ("bootstrap_servers", "database_url")
+
 
 class SettingsError(Exception):
     """A setting cannot be used as it is; the message names it and what it takes."""
 
 
+class DevNotRunning(SettingsError):
+    """`flowpilot dev` was used in this directory, does not run now, and no other servers are named."""
+
+
+class DevState(Enum):
+    """What is known of `flowpilot dev` in this directory."""
+
+    NEVER = "never started"
+    STARTING = "starting"
+    RUNNING = "running"
+    ENDED = "not running"
+
+
 class Settings(BaseSettings):
     """All settings of all roles. Durations are in seconds, sizes in bytes of encoded JSON."""
 
-    model_config = SettingsConfigDict(env_prefix="FLOWPILOT_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
 
     bootstrap_servers: str = Field(
         default="127.0.0.1:9092", description="Kafka brokers, host:port, comma separated"
@@ -69,6 +94,11 @@ class Settings(BaseSettings):
     actor: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
         default=None, description="who asks, in the audit record; unset: the user's name"
     )
+    dev_versions: bool = Field(
+        default=False,
+        description="register changed content of a version as VERSION+dev.HASH instead of refusing it; "
+        "set by `flowpilot dev`",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="warning", description="what is logged")
     log_format: Literal["console", "json"] = Field(default="console", description="how it is logged")
 
@@ -98,10 +128,102 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """The settings of this process. Raises `SettingsError` with one sentence."""
+    """The settings of this process. Raises `SettingsError` with one sentence.
+
+    `DevNotRunning` rather than the default servers: they may be others than those that were worked with here.
+    """
+    state = dev_state()
+    settings = _read(state)
+    if state in (DevState.STARTING, DevState.ENDED) and not settings.model_fields_set.intersection(_SERVERS):
+        if state is DevState.STARTING:
+            raise DevNotRunning(
+                "`flowpilot dev` is starting in this folder: try again when it says that it is ready"
+            )
+        raise DevNotRunning(
+            "`flowpilot dev` is not running in this folder: start it, or set FLOWPILOT_BOOTSTRAP_SERVERS and "
+            "FLOWPILOT_DATABASE_URL to servers of your own"
+        )
+    return settings
+
+
+def load_given_settings() -> Settings:
+    """What the environment and `.env` alone say: what `flowpilot dev` itself starts from. Raises `SettingsError`.
+
+    It must not be given servers, which would go before those that it starts.
+    """
+    settings = _read(DevState.NEVER)
+    for name in settings.model_fields_set.intersection(_SERVERS):
+        variable = f"{PREFIX}{name.upper()}"
+        place = "in the environment" if variable in map(str.upper, os.environ) else f"in {ENV_FILE}"
+        raise SettingsError(
+            f"{variable} is set {place} and would go before the servers that `flowpilot dev` starts: remove it "
+            "there, or run the roles on your servers instead (flowpilot setup, engine, router, audit, worker)"
+        )
+    return settings
+
+
+class Setting(NamedTuple):
+    """A setting as it is in force; `source` is "environment", a file's path, or "default"."""
+
+    name: str
+    value: Any
+    source: str
+    description: str
+
+
+def explain_settings() -> list[Setting]:
+    """Every setting with where it comes from, secrets masked. Raises `SettingsError`."""
+    state = dev_state()
+    settings = _read(state)
+    sources: list[tuple[str, set[str]]] = [("environment", {name.lower() for name in os.environ})]
+    for file in _files(state):
+        sources.insert(1, (str(file), {name.lower() for name in dotenv_values(file)}))
+    found = []
+    for name, field in Settings.model_fields.items():
+        variable = f"{PREFIX}{name}".lower()
+        source = next((place for place, names in sources if variable in names), "default")
+        value = _shown(name, getattr(settings, name))
+        found.append(Setting(f"{PREFIX}{name.upper()}", value, source, field.description or ""))
+    return found
+
+
+def dev_state(folder: Path = Path()) -> DevState:
+    """Whether `flowpilot dev` runs in `folder`: it holds a lock on its file, which ends with it however it ends."""
     try:
-        return Settings()
+        file = (folder / DEV_FILE).open()
+    except OSError:
+        return DevState.NEVER
+    import fcntl  # not on Windows, where there is no `flowpilot dev` either
+
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return DevState.RUNNING if "\nFLOWPILOT_" in file.read() else DevState.STARTING
+    return DevState.ENDED
+
+
+def _files(state: DevState) -> list[Path]:
+    """The files that are read, the last one goes before the others."""
+    return [DEV_FILE, ENV_FILE] if state is DevState.RUNNING else [ENV_FILE]
+
+
+def _read(state: DevState) -> Settings:
+    try:
+        return Settings(_env_file=_files(state))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        name = "FLOWPILOT_" + "_".join(str(part) for part in first["loc"]).upper()
+        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
         raise SettingsError(f"{name} cannot be used: {first['msg']}") from None
+
+
+_SECRET_PROPERTY = re.compile(r"password|secret|token|\.key\b|jaas", re.IGNORECASE)
+
+
+def _shown(name: str, value: Any) -> Any:
+    """The value without what opens a door: an address's password, the secrets among librdkafka's properties."""
+    if isinstance(value, SecretStr):
+        return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", value.get_secret_value())
+    if name == "kafka_properties":
+        return {key: "***" if _SECRET_PROPERTY.search(key) else text for key, text in value.items()}
+    return value

@@ -23,6 +23,7 @@ from flowpilot_schemas.definition import (
     WorkflowDefinition,
     WorkflowDeletion,
     definition_key,
+    dev_version,
     pointer_key,
     version_key,
 )
@@ -36,10 +37,14 @@ LARGEST_DEFINITION = LARGE_MESSAGE - 64 * KIB
 
 
 class LogDefinitions:
-    """See `flowpilot.ports.definitions.Definitions`. `topic` has one partition and is compacted."""
+    """See `flowpilot.ports.definitions.Definitions`. `topic` has one partition and is compacted.
 
-    def __init__(self, producer: Producer, reader: Reader, topic: str) -> None:
+    `dev_versions`: changed content of a registered version is registered as `<version>+dev.<hash>`, not refused.
+    """
+
+    def __init__(self, producer: Producer, reader: Reader, topic: str, *, dev_versions: bool = False) -> None:
         self._producer, self._reader, self._topic = producer, reader, topic
+        self._dev_versions = dev_versions
         self._position = 0
         self._reading = asyncio.Lock()
         self._definitions: dict[str, WorkflowDefinition] = {}
@@ -92,11 +97,19 @@ class LogDefinitions:
         """See the port."""
         return sorted(self._pointers)
 
+    def registered(self, definition: WorkflowDefinition) -> WorkflowDefinition:
+        """See the port."""
+        known = self._versions.get(f"{definition.name}@{definition.version}")
+        if not self._dev_versions or known is None or known.definition == definition.hash:
+            return definition
+        return dev_version(definition)
+
     async def register(self, definition: WorkflowDefinition, *, move_pointer: bool = False) -> bool:
         """See the port."""
-        name, version = definition.name, definition.version
         await self.refresh()
         await self._write_winners_again()
+        definition = self.registered(definition)
+        name, version = definition.name, definition.version
         self._refuse_deleted(name, move_pointer)
         known = self._versions.get(f"{name}@{version}")
         if known is not None and known.definition != definition.hash:

@@ -33,7 +33,9 @@ class Client(ConnectedClient):
         quieten(settings, "client")
         self._producer = KafkaProducer(producer_properties(settings))
         self._reader = KafkaReader(reader_properties(settings))
-        definitions = LogDefinitions(self._producer, self._reader, settings.topics.definitions)
+        definitions = LogDefinitions(
+            self._producer, self._reader, settings.topics.definitions, dev_versions=settings.dev_versions
+        )
         audit = _audit_view(settings)
         connection = Connection(settings.topics, settings.limits, self._producer, self._reader, definitions, audit)
         super().__init__(connection, actor=actor or settings.actor)

@@ -10,7 +10,7 @@ import sqlalchemy
 from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
 
 from flowpilot.adapters.postgres.engine import connect, driver_url
-from flowpilot.adapters.postgres.migrations import upgrade
+from flowpilot.adapters.postgres.migrations import SchemaState, state, upgrade
 from flowpilot.core.errors import FlowPilotError
 from flowpilot.settings import Settings
 
@@ -37,6 +37,12 @@ def prepare_database(settings: Settings) -> bool:
         created = _create_if_missing(url)
         upgrade(url)
         return created
+
+
+def schema_state(settings: Settings) -> SchemaState:
+    """Where the database stands. Raises as `prepare_database` does."""
+    with explained(settings):
+        return state(settings.database_url.get_secret_value())
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from flowpilot.adapters.kafka.admin import KafkaAdmin, TopicOutcome
 from flowpilot.app.database import address, prepare_database
-from flowpilot.app.workflows import current_workflows
+from flowpilot.app.topics import registered_queues
 from flowpilot.settings import Settings
 
 
@@ -30,12 +29,7 @@ def setup(settings: Settings, queues: Sequence[str] = ()) -> SetupOutcome:
     """
     admin = KafkaAdmin(settings)
     topics = admin.setup()
-    used = dict.fromkeys([*asyncio.run(_registered_queues(settings)), *queues])
+    used = dict.fromkeys([*registered_queues(settings, admin), *queues])
     topics += admin.ensure_step_topics(used, replication=True)
     created = prepare_database(settings)
     return SetupOutcome(topics, address(settings), created, admin.advice())
-
-
-async def _registered_queues(settings: Settings) -> list[str]:
-    current = await current_workflows(settings)
-    return [queue for definition in current for queue in definition.queues]

@@ -71,7 +71,10 @@ class Worker:
                 producer=producer,
                 reader=reader,
                 make_consumer=self._consumer,
-                definitions=LogDefinitions(producer, reader, settings.topics.definitions),
+                definitions=LogDefinitions(
+                    producer, reader, settings.topics.definitions, dev_versions=settings.dev_versions
+                ),
+                move_pointer=settings.dev_versions,
                 concurrency=settings.worker_concurrency,
                 queues=self.queues,
                 on_ready=on_ready,

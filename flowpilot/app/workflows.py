@@ -34,7 +34,9 @@ async def open_definitions(settings: Settings) -> AsyncIterator[LogDefinitions]:
     producer = KafkaProducer(producer_properties(settings))
     reader = KafkaReader(reader_properties(settings), timeout=5.0)
     try:
-        definitions = LogDefinitions(producer, reader, settings.topics.definitions)
+        definitions = LogDefinitions(
+            producer, reader, settings.topics.definitions, dev_versions=settings.dev_versions
+        )
         await definitions.refresh()
         yield definitions
     finally:
@@ -42,15 +44,17 @@ async def open_definitions(settings: Settings) -> AsyncIterator[LogDefinitions]:
         reader.close()
 
 
-async def apply_workflow(settings: Settings, workflow: Workflow) -> bool:
-    """Register the workflow and move its name's pointer to it; False if this version was registered already.
+async def apply_workflow(settings: Settings, workflow: Workflow) -> tuple[WorkflowDefinition, bool]:
+    """Register the workflow and move its name's pointer to it: the definition as it is registered, and whether it
+    was not before.
 
     Its queues' topics are made first, so that whoever starts an execution of it finds them.
     """
     definition = workflow.definition
     await asyncio.to_thread(KafkaAdmin(settings).ensure_step_topics, definition.queues)
     async with open_definitions(settings) as definitions:
-        return await definitions.register(definition, move_pointer=True)
+        added = await definitions.register(definition, move_pointer=True)
+        return definitions.registered(definition), added
 
 
 async def current_workflows(settings: Settings) -> list[WorkflowDefinition]:

@@ -35,6 +35,7 @@ class CommandFailed(FlowPilotError):
 # By name, along the class's ancestors: an error's module is loaded only if the error was raised, and this table
 # must not load them all for a `--help`.
 _CODES = {
+    "DevNotRunning": Exit.UNREACHABLE,
     "SettingsError": Exit.USAGE,
     "InputInvalid": Exit.USAGE,
     "UnknownWorkflow": Exit.NOT_FOUND,
@@ -50,7 +51,7 @@ _CODES = {
     "DatabaseUnreachable": Exit.UNREACHABLE,
 }
 # Raised on purpose though not rooted in FlowPilotError: their message is a sentence too.
-_SENTENCES = frozenset({"AdminError", "VersionConflict", "DefinitionTooLarge", "DefinitionsStopped"})
+_SENTENCES = frozenset({"AdminError", "VersionConflict", "DefinitionTooLarge", "DefinitionsStopped", "LocalError"})
 
 
 def explain(error: BaseException) -> tuple[str, Exit]:
@@ -63,8 +64,9 @@ def explain(error: BaseException) -> tuple[str, Exit]:
         servers = os.environ.get("FLOWPILOT_BOOTSTRAP_SERVERS", "")
         where = f" at {servers}" if servers else ""
         return f"Kafka{where} did not answer ({error}); start it or set FLOWPILOT_BOOTSTRAP_SERVERS", code
-    # These two say what to do next themselves.
-    if code is Exit.UNREACHABLE and not {"KafkaUnreachable", "DatabaseUnreachable"}.intersection(names):
+    # These say what to do next themselves.
+    told = {"KafkaUnreachable", "DatabaseUnreachable", "DevNotRunning"}
+    if code is Exit.UNREACHABLE and not told.intersection(names):
         return f"PostgreSQL did not answer ({error}); start it or set FLOWPILOT_DATABASE_URL", code
     if code is not Exit.ERROR or isinstance(error, FlowPilotError) or _SENTENCES.intersection(names):
         return str(error) or names[0], code

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flowpilot.cli import dead_letter, execution, roles, schema, workflow
+from flowpilot.cli import dead_letter, dev, doctor, execution, init, operate, roles, schema, workflow
 from flowpilot.cli.failures import Exit, report
 
 app = typer.Typer(
@@ -41,7 +41,9 @@ def root(
 
     \b
     Examples:
-      flowpilot setup                                     create topics and tables
+      flowpilot init shop && cd shop                      a small project
+      flowpilot dev                                       all of FlowPilot on this machine, for your files
+      flowpilot setup                                     on servers of your own: create topics and tables
       flowpilot engine                                    a process each, as many as you like:
       flowpilot router
       flowpilot audit
@@ -49,16 +51,21 @@ def root(
       flowpilot execution start patient-onboarding --input '{"patient_id": "p-17"}' --wait
       flowpilot execution list --status failed
       flowpilot dead-letter list                          what nobody could process, and why
+      flowpilot doctor                                    what is wrong, and what mends it
     """
     global _debug
     _debug = debug
 
 
+app.command()(init.init)
+app.command()(dev.dev)
+app.command()(doctor.doctor)
 roles.add_to(app)
 app.add_typer(workflow.app)
 app.add_typer(execution.app)
 app.add_typer(dead_letter.app)
 app.command()(schema.schema)
+operate.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

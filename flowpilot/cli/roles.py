@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flowpilot.cli.begin import begin
+from flowpilot.cli.failures import CommandFailed, Exit
 from flowpilot.cli.output import Format, Output, record, rows, say
 
 Queues = Annotated[
@@ -103,6 +104,8 @@ def worker(
       flowpilot worker shop.flows:orders shop.flows:returns --concurrency 32
       flowpilot worker shop.flows:orders --queue notify   only the steps of this queue
 
+    Who serves what is shown by `flowpilot queue list`.
+
     It registers the workflow's definition, which becomes the current version if there is none yet.
     """
     import asyncio
@@ -110,6 +113,8 @@ def worker(
     from flowpilot.app.worker import run_worker
     from flowpilot.cli.loading import load_workflow
 
+    if workflows == ["list"]:
+        raise CommandFailed("`flowpilot queue list` shows the workers of every queue", Exit.USAGE)
     settings = begin("worker")
     if concurrency is not None:
         settings = settings.model_copy(update={"worker_concurrency": concurrency})

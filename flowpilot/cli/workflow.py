@@ -43,8 +43,7 @@ def apply(
     from flowpilot.cli.loading import load_workflow
 
     loaded = load_workflow(workflow)
-    added = asyncio.run(apply_workflow(begin(kafka=True), loaded))
-    definition = loaded.definition
+    definition, added = asyncio.run(apply_workflow(begin(kafka=True), loaded))
     if output is Format.TABLE:
         was = "registered" if added else "was registered already"
         say(f"{definition.name} version {definition.version} {was} and is the current version")

@@ -135,7 +135,7 @@ class ConnectedClient:
             if self._registered.get(definition.hash, 0.0) < time.monotonic():
                 await definitions.register(definition)
                 self._registered[definition.hash] = time.monotonic() + REGISTERED_FOR
-            return definition
+            return definitions.registered(definition)
         await definitions.refresh()
         current = definitions.current(workflow)
         found = current if version is None else definitions.version(workflow, version)

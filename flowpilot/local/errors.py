@@ -19,6 +19,10 @@ class NoPostgres(LocalError):
     """There are no PostgreSQL binaries that fit the data directory."""
 
 
+class PortTaken(LocalError):
+    """A port that was asked for is another program's."""
+
+
 class StateInUse(LocalError):
     """Another living supervisor owns the state directory."""
 

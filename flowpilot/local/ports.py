@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+from flowpilot.local.errors import PortTaken
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -17,6 +19,12 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def require_free(port: int, what: str) -> None:
+    """Raises `PortTaken` if `what` could not listen on 127.0.0.1:`port` now."""
+    if not is_free(port):
+        raise PortTaken(f"{what} cannot use port {port}: another program has it; stop that, or choose another port")
 
 
 def free_ports(count: int, wanted: list[int] | None = None) -> list[int]:

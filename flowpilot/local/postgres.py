@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flowpilot.local.errors import ChildFailed, NoPostgres
 from flowpilot.local.identity import PROC, identity, stop_process
-from flowpilot.local.ports import LOOPBACK, answers, free_ports
+from flowpilot.local.ports import LOOPBACK, answers, free_ports, require_free
 from flowpilot.local.supervisor import Supervisor
 from flowpilot.local.unprivileged import can_reach, reachable_copy, reachable_directory, server_user
 
@@ -28,11 +28,13 @@ class PostgresServer:
     """A server whose files belong to `directory` (created).
 
     As root the server runs as the user "nobody"; if that user cannot reach `directory`, the files
-    lie elsewhere and `directory`/location says where (see `unprivileged.reachable_directory`).
+    lie elsewhere and `directory`/location says where (see `unprivileged.reachable_directory`). `port`: this
+    one or none (`PortTaken`); else that of the last start if it is free, else any.
     """
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, *, port: int | None = None) -> None:
         self.directory = Path(directory).absolute()
+        self._port = port
         self._user = server_user()
 
     def start(self, supervisor: Supervisor, *, ready_timeout: float = 60.0) -> str:
@@ -53,6 +55,9 @@ class PostgresServer:
         wanted = self._last_port()
         tries, patience = 1, time.monotonic() + 10.0
         while True:
+            if self._port is not None:
+                require_free(self._port, "PostgreSQL")
+                wanted = [self._port]
             (port,) = free_ports(1, wanted)
             url = f"postgresql://{USER}:{password}@{LOOPBACK}:{port}"
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +26,8 @@ class LocalServices:
     A server that is given (`bootstrap_servers`, `database_url`) is used as it is and not started.
     Data stay after the end, and a later start on the same directory goes on with them. The
     `supervisor` may be given further children; they are stopped before the servers.
+    `on_database` is called with the database's address while the broker may still be starting, `start` returns
+    after it. Without `kafka_port` and `postgres_port` they listen where they did last time, or on any free port.
     Raises LocalError; StateInUse if another living process runs services on `data_dir`.
     """
 
@@ -36,6 +38,9 @@ class LocalServices:
         bootstrap_servers: str | None = None,
         database_url: str | None = None,
         tiered: Tiered = "full",
+        kafka_port: int | None = None,
+        postgres_port: int | None = None,
+        on_database: Callable[[str], None] = lambda url: None,
     ) -> None:
         self.data_dir = Path(data_dir).absolute()
         self.bootstrap_servers = bootstrap_servers or ""
@@ -43,6 +48,8 @@ class LocalServices:
         self.database_url = database_url or ""
         """"postgresql://user:password@127.0.0.1:port/flowpilot" once started."""
         self._tiered = tiered
+        self._kafka_port, self._postgres_port = kafka_port, postgres_port
+        self._on_database = on_database
         self._supervisor: Supervisor | None = None
 
     @property
@@ -83,11 +90,15 @@ class LocalServices:
         postgres.drop_database(self.database_url, name)
 
     def _start_kafka(self) -> str:
-        return KafkaBroker(self.data_dir / "kafka", tiered=self._tiered).start(self.supervisor)
+        return KafkaBroker(self.data_dir / "kafka", tiered=self._tiered, port=self._kafka_port).start(
+            self.supervisor
+        )
 
     def _start_postgres(self) -> str:
-        server = PostgresServer(self.data_dir / "postgres").start(self.supervisor)
-        return postgres.create_database(server, DATABASE)
+        server = PostgresServer(self.data_dir / "postgres", port=self._postgres_port).start(self.supervisor)
+        url = postgres.create_database(server, DATABASE)
+        self._on_database(url)
+        return url
 
     def __enter__(self) -> Self:
         return self.start()

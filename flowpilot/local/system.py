@@ -53,9 +53,24 @@ class LocalSystem:
             raise LocalError(f"`flowpilot {' '.join(arguments)}` ended with {done.returncode}: {said}")
         return done
 
-    def start(self, name: str, role: str, *arguments: str, ready_timeout: float = 60) -> int:
-        """Start a role as child `name`; returns its pid once it said that it is ready."""
-        env = {**self.environment, "FLOWPILOT_MEMBER_ID": self.environment.get("FLOWPILOT_NAMESPACE", "") + name}
+    def start(
+        self,
+        name: str,
+        role: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        ready_timeout: float = 60,
+        grace: float = 10.0,
+    ) -> int:
+        """Start a role as child `name`; returns its pid once it said that it is ready.
+
+        `environment` is laid over that of all roles; `grace`: seconds from SIGTERM to SIGKILL.
+        """
+        env = {
+            **self.environment,
+            **(environment or {}),
+            "FLOWPILOT_MEMBER_ID": self.environment.get("FLOWPILOT_NAMESPACE", "") + name,
+        }
         log = self.supervisor.log_path(name)
         said_before = self.times_ready(name)
         return self.supervisor.start(
@@ -65,6 +80,7 @@ class LocalSystem:
             ready=lambda: log.exists() and self.times_ready(name) > said_before,
             ready_timeout=ready_timeout,
             cwd=self.cwd,
+            grace=grace,
         )
 
     def times_ready(self, name: str) -> int:

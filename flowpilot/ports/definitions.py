@@ -72,6 +72,10 @@ class Definitions(Protocol):
         """The names of workflows that have a pointer, sorted."""
         ...
 
+    def registered(self, definition: WorkflowDefinition) -> WorkflowDefinition:
+        """`definition` as `register` takes it: itself, or, for developers, under a version of its own."""
+        ...
+
     async def register(self, definition: WorkflowDefinition, *, move_pointer: bool = False) -> bool:
         """Make the definition known; returns False if it was there already.
 

@@ -36,7 +36,8 @@ def _wall_clock() -> int:
 class StepWorker:
     """Serves the queues of some workflows over the log ports.
 
-    `concurrency`: handlers that run at once. `queues`: only these. `grace`: seconds that running handlers get
+    `concurrency`: handlers that run at once. `queues`: only these. `move_pointer`: what it registers becomes
+    current, also where another version is. `grace`: seconds that running handlers get
     after `stop`; what has not ended then is handed back: redelivered, or failed as `worker_lost` where its start
     is known. `clock` (ms since the epoch) judges `not_after` only.
     `on_ready` is called with the queues once they are subscribed to.
@@ -51,6 +52,7 @@ class StepWorker:
         reader: Reader,
         make_consumer: MakeConsumer,
         definitions: Definitions,
+        move_pointer: bool = False,
         concurrency: int = 16,
         queues: Collection[str] | None = None,
         worker_id: str | None = None,
@@ -65,6 +67,7 @@ class StepWorker:
         self._reader = reader
         self._make_consumer = make_consumer
         self._definitions = definitions
+        self._move_pointer = move_pointer
         self._concurrency = concurrency
         self._grace = grace
         self._on_ready = on_ready
@@ -148,7 +151,7 @@ class StepWorker:
 
     async def _register(self, definition: WorkflowDefinition) -> None:
         try:
-            await self._definitions.register(definition)
+            await self._definitions.register(definition, move_pointer=self._move_pointer)
         except WorkflowDeleted as deleted:
             # Its running executions still need their steps done.
             _log.warning("serving only what runs already", reason=str(deleted))

@@ -19,6 +19,7 @@ from flowpilot_schemas.topics import DAY, HOUR, MINUTE
 
 # Names a handler's parameters use for other things.
 RESERVED_STEP_NAMES = frozenset({"input", "parents"})
+_LONGEST_VERSION = 100
 
 
 class _Frozen(BaseModel):
@@ -78,7 +79,7 @@ class WorkflowDefinition(_Frozen):
 
     v: Literal[1] = 1
     name: str
-    version: str = Field(min_length=1, max_length=100)
+    version: str = Field(min_length=1, max_length=_LONGEST_VERSION)
     description: str = ""
     input_schema: dict[str, Any] | None = None
     triggers: tuple[TriggerDefinition, ...] = ()
@@ -150,6 +151,14 @@ class WorkflowDeletion(_Frozen):
 
     v: Literal[1] = 1
     deleted: Literal[True] = True
+
+
+def dev_version(definition: WorkflowDefinition) -> WorkflowDefinition:
+    """The same content under `<version>+dev.<hash8>`: a version of its own, for content that still changes."""
+    mark = f"+dev.{definition.hash.removeprefix('sha256:')[:8]}"
+    version = definition.version[: _LONGEST_VERSION - len(mark)] + mark
+    # Through validation: the hash that was computed once would be copied along.
+    return WorkflowDefinition.model_validate({**definition.model_dump(), "version": version})
 
 
 def definition_key(definition_hash: str) -> bytes:

@@ -59,6 +59,16 @@ class TopicOutcome(NamedTuple):
     outcome: Literal["created", "unchanged", "updated"]
 
 
+class TopicPlan(NamedTuple):
+    """What `setup` would do about one topic; `detail` says what differs. `refuse`: its partition count is fixed."""
+
+    topic: str
+    action: Literal["create", "change", "keep", "refuse"]
+    partitions: int
+    cleanup: str
+    detail: str
+
+
 class KafkaAdmin:
     """The topics of one FlowPilot. Raises `AdminError`s."""
 
@@ -90,16 +100,40 @@ class KafkaAdmin:
                 raise failure
             patience = min(2 * patience, left)  # one that answers slowly gets the time for it
 
+    def plan(self, queues: Iterable[str] = ()) -> list[TopicPlan]:
+        """What `setup(queues)` would do. Changes nothing."""
+        declared, fixed = self._declared(queues)
+        there = self._metadata().topics
+        counts = {name: len(topic.partitions) for name, topic in there.items()}
+        known = [topic for topic in declared if topic.name in there]
+        different = self._differences(known, {topic.name: _replicas(there[topic.name]) for topic in known})
+        return [self._planned(topic, topic.name in fixed, counts, different) for topic in declared]
+
+    @staticmethod
+    def _planned(
+        topic: Topic,
+        fixed: bool,
+        counts: Mapping[str, int],
+        different: Mapping[str, Mapping[str, tuple[str, str]]],
+    ) -> TopicPlan:
+        wanted = topic.partitions or 1
+        count = counts.get(topic.name)
+        if count is None:
+            return TopicPlan(topic.name, "create", wanted, topic.cleanup, "missing")
+        if fixed and count != wanted:
+            return TopicPlan(topic.name, "refuse", count, topic.cleanup, f"{count} partitions instead of {wanted}")
+        if changes := different.get(topic.name):
+            detail = ", ".join(f"{name}={was} instead of {value}" for name, (was, value) in changes.items())
+            return TopicPlan(topic.name, "change", count, topic.cleanup, detail)
+        return TopicPlan(topic.name, "keep", count, topic.cleanup, "")
+
     def setup(self, queues: Iterable[str] = ()) -> list[TopicOutcome]:
         """Create the topics that are missing, with a worker topic for each of `queues`; mend configurations.
 
         Idempotent; nothing is created or changed if a partition count or the replication is refused. Returns
         when every partition is served by its leader.
         """
-        topics = self._settings.topics
-        declared = [self._counted(topic) for topic in topics.core()]
-        fixed = {topic.name for topic in declared} - {topics.triggers, topics.replies}
-        return self._ensure([*declared, *self._step_topics(queues)], fixed, replication=True)
+        return self._ensure(*self._declared(queues), replication=True)
 
     def ensure_step_topics(self, queues: Iterable[str], *, replication: bool = False) -> list[TopicOutcome]:
         """Create the worker topics of `queues` that are missing; their partition counts may be anything.
@@ -121,6 +155,14 @@ class KafkaAdmin:
         }
         return advice(self._settings, len(found.brokers), replicas)
 
+    def ensure_user_topics(self, names: Iterable[str], partitions: int) -> set[str]:
+        """Create those of the users' topics `names` that are missing, with the broker's defaults; those created."""
+        there = self._metadata().topics
+        missing = [Topic(name, partitions, "delete") for name in dict.fromkeys(names) if name not in there]
+        created = self._create(missing)
+        self._await_leaders(created)
+        return created
+
     def topic_id(self, name: str) -> str:
         """The topic's id (KIP-516), 22 characters of URL-safe base64: another topic of that name has another."""
         described = self._describe([name])[name]
@@ -133,6 +175,18 @@ class KafkaAdmin:
     def exists(self, names: Iterable[str]) -> set[str]:
         """Those of `names` that there are."""
         return set(names) & set(self._metadata().topics)
+
+    def names(self) -> set[str]:
+        """All topics there are under this FlowPilot's prefix."""
+        prefixes = (f"{self._settings.namespace}.", f"{self._settings.topics.app_id}-")
+        return {name for name in self._metadata().topics if name.startswith(prefixes)}
+
+    def _declared(self, queues: Iterable[str]) -> tuple[list[Topic], set[str]]:
+        """All topics as they shall be, and the names of those whose partition count is fixed."""
+        topics = self._settings.topics
+        declared = [self._counted(topic) for topic in topics.core()]
+        fixed = {topic.name for topic in declared} - {topics.triggers, topics.replies}
+        return [*declared, *self._step_topics(queues)], fixed
 
     def _step_topics(self, queues: Iterable[str]) -> list[Topic]:
         names = dict.fromkeys(queues)
@@ -197,31 +251,44 @@ class KafkaAdmin:
 
     def _mend(self, topics: Sequence[Topic], replicas: Mapping[str, int]) -> set[str]:
         """The names of those whose configuration was changed. `replicas`: of those whose in-sync ones count too."""
+        different = self._differences(topics, replicas)
+        changes = []
+        for topic in topics:
+            if topic.name in different:
+                resource = ConfigResource(ResourceType.TOPIC, topic.name)
+                for name, (_, value) in different[topic.name].items():
+                    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+                    resource.add_incremental_config(entry)
+                changes.append(resource)
+        if changes:
+            altered = self._client.incremental_alter_configs(changes, request_timeout=self._timeout)
+            for resource, future in altered.items():
+                self._result(future, f"change the configuration of topic {resource.name}")
+        return set(different)
+
+    def _differences(
+        self, topics: Sequence[Topic], replicas: Mapping[str, int]
+    ) -> dict[str, dict[str, tuple[str, str]]]:
+        """Of those that are configured otherwise than declared: by name, what they have and shall have."""
         if not topics:
-            return set()
-        resources = {topic.name: ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics}
-        answers = self._client.describe_configs(list(resources.values()), request_timeout=self._timeout)
+            return {}
+        resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics]
+        answers = self._client.describe_configs(resources, request_timeout=self._timeout)
         found = {
             resource.name: self._result(future, f"read the configuration of topic {resource.name}")
             for resource, future in answers.items()
         }
-        changes = []
+        different: dict[str, dict[str, tuple[str, str]]] = {}
         for topic in topics:
             entries = found[topic.name]
             wanted = topic.config()
             if topic.name in replicas:
                 wanted |= self._in_sync(replicas[topic.name])
             for name, value in wanted.items():
-                if name not in entries or entries[name].value != value:
-                    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-                    resources[topic.name].add_incremental_config(entry)
-            if resources[topic.name].incremental_configs:
-                changes.append(resources[topic.name])
-        if changes:
-            altered = self._client.incremental_alter_configs(changes, request_timeout=self._timeout)
-            for resource, future in altered.items():
-                self._result(future, f"change the configuration of topic {resource.name}")
-        return {resource.name for resource in changes}
+                has = entries[name].value if name in entries else "nothing"
+                if has != value:
+                    different.setdefault(topic.name, {})[name] = has, value
+        return different
 
     def _await_leaders(self, names: set[str]) -> None:
         """A topic that was just created is not known everywhere at once, and a leader is known before it leads."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from flowpilot.adapters.postgres.engine import connect
@@ -32,6 +35,27 @@ def upgrade(database_url: str, revision: str = "head") -> None:
                 connection.commit()
     finally:
         engine.dispose()
+
+
+class SchemaState(NamedTuple):
+    """`current`: the database's revision, None without tables of ours. `known`: whether this release has it."""
+
+    current: str | None
+    newest: str
+    known: bool
+
+
+def state(database_url: str) -> SchemaState:
+    """Where the database stands. Raises as `upgrade` does."""
+    scripts = ScriptDirectory.from_config(configuration())
+    engine = connect(database_url, application="flowpilot-setup")
+    try:
+        with engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+    revisions = {script.revision for script in scripts.walk_revisions()}
+    return SchemaState(current, scripts.get_current_head() or "", current is None or current in revisions)
 
 
 def configuration() -> Config:

@@ -1,0 +1,158 @@
+"""What is wrong with a FlowPilot, and the command that mends it. Looks only; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin
+from flowpilot.adapters.kafka.groups import KafkaGroups
+from flowpilot.adapters.postgres.engine import DatabaseAddressError, connect
+from flowpilot.adapters.postgres.migrations import SchemaState
+from flowpilot.app.database import DatabaseRefused, DatabaseUnreachable, address, schema_state
+from flowpilot.app.topics import registered_queues
+from flowpilot.ports.log import LogUnavailable
+from flowpilot.settings import Settings
+
+# Records: a role that is so far behind does not keep up, or has only just been started.
+MANY = 1_000
+_PATIENCE = 4.0
+
+
+class Check(NamedTuple):
+    """One finding; `remedy` is what to do about it, a command where there is one."""
+
+    check: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+    remedy: str | None = None
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """The checks in the order in which one depends on another; one that cannot be made is left out."""
+    admin = KafkaAdmin(settings, timeout=_PATIENCE)
+    try:
+        queues = registered_queues(settings, admin)
+    except (AdminError, LogUnavailable) as error:
+        yield Check("kafka", "fail", str(error), "flowpilot dev, or set FLOWPILOT_BOOTSTRAP_SERVERS")
+    else:
+        yield Check("kafka", "ok", settings.bootstrap_servers)
+        yield from _guarded("topics", lambda: _topics(admin, queues))
+    yield from _database(settings)
+    try:
+        there = admin.exists(topic.name for topic in settings.topics.core())
+    except AdminError:
+        return
+    if len(there) == len(settings.topics.core()):
+        yield from _guarded("roles", lambda: _roles(settings, queues))
+
+
+def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """What goes wrong while looking is a finding too."""
+    try:
+        yield from check()
+    except (AdminError, LogUnavailable) as error:
+        yield Check(name, "fail", str(error))
+
+
+def _topics(admin: KafkaAdmin, queues: dict[str, list[str]]) -> Iterator[Check]:
+    planned = admin.plan(queues)
+    wrong = [plan for plan in planned if plan.action != "keep"]
+    if not wrong:
+        yield Check("topics", "ok", f"{len(planned)} as declared")
+        return
+    if missing := [plan.topic for plan in wrong if plan.action == "create"]:
+        yield Check("topics", "fail", f"missing: {', '.join(missing)}", "flowpilot topic apply")
+    for plan in wrong:
+        if plan.action == "change":
+            yield Check("topics", "warn", f"{plan.topic} has {plan.detail}", "flowpilot topic apply")
+        elif plan.action == "refuse":
+            remedy = "set FLOWPILOT_EVENT_PARTITIONS to what is there: the count is fixed for life"
+            yield Check("topics", "fail", f"{plan.topic} has {plan.detail}", remedy)
+
+
+def _database(settings: Settings) -> Iterator[Check]:
+    try:
+        schema = schema_state(settings)
+    except (DatabaseUnreachable, DatabaseAddressError) as error:
+        yield Check("postgresql", "fail", str(error), "flowpilot dev, or set FLOWPILOT_DATABASE_URL")
+        return
+    except DatabaseRefused as error:
+        yield Check("postgresql", "fail", str(error))
+        return
+    yield Check("postgresql", "ok", address(settings))
+    migrations = _migrations(schema)
+    yield migrations
+    if migrations.status == "ok":
+        yield from _audit(settings)
+
+
+def _migrations(schema: SchemaState) -> Check:
+    if schema.current is None:
+        return Check("migrations", "fail", "the database has no tables of FlowPilot's", "flowpilot db upgrade")
+    if not schema.known:
+        detail = f"the database is at {schema.current}, which this release does not know"
+        return Check("migrations", "fail", detail, "install the release that upgraded it, or a later one")
+    if schema.current != schema.newest:
+        detail = f"the database is at {schema.current}, this release needs {schema.newest}"
+        return Check("migrations", "fail", detail, "flowpilot db upgrade")
+    return Check("migrations", "ok", schema.current)
+
+
+def _audit(settings: Settings) -> Iterator[Check]:
+    engine = connect(settings.database_url.get_secret_value(), application="flowpilot-doctor")
+    try:
+        with engine.connect() as connection:
+            letters = connection.execute(
+                text("SELECT count(*) FROM dead_letter WHERE reported_at > now() - interval '24 hours'")
+            ).scalar_one()
+            diverged = connection.execute(text("SELECT count(*) FROM audit_divergence")).scalar_one()
+    except SQLAlchemyError as error:
+        yield Check("audit", "fail", str(error).partition("\n")[0])
+        return
+    finally:
+        engine.dispose()
+    if letters:
+        detail = f"{letters} within 24 hours"
+        yield Check("dead letters", "warn", detail, "flowpilot dead-letter list")
+    else:
+        yield Check("dead letters", "ok", "none within 24 hours")
+    if diverged:
+        detail = f"{diverged} records contradict the audit"
+        yield Check("audit record", "fail", detail, "flowpilot execution verify")
+    else:
+        yield Check("audit record", "ok", "no divergence")
+
+
+def _roles(settings: Settings, queues: dict[str, list[str]]) -> Iterator[Check]:
+    groups, topics = KafkaGroups(settings, timeout=_PATIENCE), settings.topics
+    roles = {"engine": topics.app_id, "router": topics.router_group, "audit": topics.audit_group}
+    members = groups.members([*roles.values(), *map(topics.worker_group, queues)])
+    for role, group in roles.items():
+        positions = groups.committed(group)
+        # What it has read so far, and what it must read in any case.
+        read = {topic for topic, _ in positions}
+        read |= {"engine": {topics.events}, "router": {topics.triggers}, "audit": {topics.history}}[role]
+        yield _reader(role, len(members[group]), groups.lag(read, positions), f"flowpilot {role}")
+    for queue, workflows in queues.items():
+        group = topics.worker_group(queue)
+        lag = groups.lag([topics.steps(queue)], groups.committed(group))
+        remedy = f"flowpilot worker MODULE:{workflows[0]}"
+        yield _reader(f"queue {queue}", len(members[group]), lag, remedy, "step")
+    if not queues:
+        yield Check("workflows", "warn", "none is registered", "flowpilot worker MODULE:WORKFLOW")
+
+
+def _reader(name: str, members: int, lag: int, remedy: str, what: str = "record") -> Check:
+    what += "" if lag == 1 else "s"
+    if not members:
+        if lag:
+            return Check(name, "fail", f"nobody serves it, waiting: {lag:,} {what}", remedy)
+        return Check(name, "warn", "nobody serves it", remedy)
+    processes = f"{members} process{'' if members == 1 else 'es'}"
+    if lag >= MANY:
+        return Check(name, "warn", f"{processes}, {lag:,} {what} behind", f"one more: {remedy}")
+    return Check(name, "ok", f"{processes}, {lag:,} {what} behind")

@@ -1,0 +1,1 @@
+"""`flowpilot dev`: servers, roles and a worker that follows the files, as one supervised whole."""

@@ -1,0 +1,265 @@
+"""What `flowpilot dev` is made of, without servers: the settings of other terminals, files, versions, words."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from flowpilot.adapters.definitions import LogDefinitions
+from flowpilot.adapters.memory.log import MemoryLog
+from flowpilot.cli.init import init
+from flowpilot.cli.loading import load_workflow
+from flowpilot.core.inputs import check_input
+from flowpilot.local.dev.banner import banner, example, start_command
+from flowpilot.local.dev.file import DevFile
+from flowpilot.local.dev.found import FoundWorkflow, discover, find
+from flowpilot.local.dev.watch import Watch
+from flowpilot.local.errors import StateInUse
+from flowpilot.ports.definitions import VersionConflict
+from flowpilot.settings import (
+    DEV_FILE,
+    DevNotRunning,
+    DevState,
+    SettingsError,
+    dev_state,
+    explain_settings,
+    load_given_settings,
+    load_settings,
+)
+from flowpilot_schemas.definition import StepDefinition, WorkflowDefinition, dev_version
+from flowpilot_schemas.limits import Limits
+
+SERVERS = {"FLOWPILOT_BOOTSTRAP_SERVERS": "127.0.0.1:17", "FLOWPILOT_DATABASE_URL": "postgresql://me:pass@h/db"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def sources() -> dict[str, tuple[object, str]]:
+    return {setting.name: (setting.value, setting.source) for setting in explain_settings()}
+
+
+def test_other_terminals_have_the_settings_for_as_long_as_it_runs(here: Path) -> None:
+    assert dev_state() is DevState.NEVER
+    assert load_settings().bootstrap_servers == "127.0.0.1:9092"
+    with DevFile(here) as file:
+        assert dev_state() is DevState.STARTING
+        with pytest.raises(DevNotRunning, match="is starting"):
+            load_settings()
+        file.publish(SERVERS)
+        assert dev_state() is DevState.RUNNING
+        assert load_settings().bootstrap_servers == "127.0.0.1:17"
+        assert stat.S_IMODE((here / DEV_FILE).stat().st_mode) == 0o600
+        with pytest.raises(StateInUse, match=rf"already \(process {os.getpid()}\)"):
+            DevFile(here)
+    assert dev_state() is DevState.ENDED
+    with pytest.raises(DevNotRunning, match="not running in this folder: start it"):
+        load_settings()
+
+
+def test_the_environment_goes_before_dot_env_and_that_before_dev(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DevFile(here) as file:
+        file.publish({**SERVERS, "FLOWPILOT_EVENT_PARTITIONS": "4", "FLOWPILOT_BATCH_SIZE": "7"})
+        (here / ".env").write_text("FLOWPILOT_EVENT_PARTITIONS=5\nFLOWPILOT_STEP_PARTITIONS=5\n")
+        monkeypatch.setenv("FLOWPILOT_STEP_PARTITIONS", "6")
+        found = sources()
+    assert found["FLOWPILOT_BATCH_SIZE"] == (7, ".flowpilot/dev.env")
+    assert found["FLOWPILOT_EVENT_PARTITIONS"] == (5, ".env")
+    assert found["FLOWPILOT_STEP_PARTITIONS"] == (6, "environment")
+    assert found["FLOWPILOT_DATABASE_URL"] == ("postgresql://me:***@h/db", ".flowpilot/dev.env")
+    assert found["FLOWPILOT_ACTOR"] == (None, "default")
+
+
+def test_own_servers_need_no_dev_that_ended(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with DevFile(here) as file:
+        file.publish(SERVERS)
+    monkeypatch.setenv("FLOWPILOT_BOOTSTRAP_SERVERS", "kafka.example:9092")
+    assert load_settings().bootstrap_servers == "kafka.example:9092"
+
+
+def test_a_command_that_looks_does_not_keep_dev_from_starting(here: Path) -> None:
+    DevFile(here).__exit__()
+    with (here / DEV_FILE).open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        with pytest.raises(StateInUse):  # after its patience
+            DevFile(here)
+    DevFile(here).__exit__()
+
+
+def test_secrets_among_properties_are_masked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWPILOT_KAFKA_PROPERTIES", "sasl.username=me,sasl.password=hidden,ssl.key.pem=hidden")
+    value, source = sources()["FLOWPILOT_KAFKA_PROPERTIES"]
+    assert value == {"sasl.username": "me", "sasl.password": "***", "ssl.key.pem": "***"}
+    assert source == "environment"
+
+
+def test_dev_refuses_servers_that_would_go_before_its_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / ".env").write_text("FLOWPILOT_BATCH_SIZE=9\n")
+    assert load_given_settings().batch_size == 9
+    (here / ".env").write_text("FLOWPILOT_BOOTSTRAP_SERVERS=kafka:9092\n")
+    with pytest.raises(SettingsError, match=r"FLOWPILOT_BOOTSTRAP_SERVERS is set in .env .* remove it"):
+        load_given_settings()
+    monkeypatch.setenv("FLOWPILOT_BOOTSTRAP_SERVERS", "kafka:9092")
+    with pytest.raises(SettingsError, match="is set in the environment"):
+        load_given_settings()
+
+
+def definition(step: str, version: str = "1") -> WorkflowDefinition:
+    return WorkflowDefinition(name="w", version=version, steps=(StepDefinition(name=step, queue="w"),))
+
+
+async def _registering() -> None:
+    log = MemoryLog()
+    log.create_topic("definitions", 1)
+    plain = LogDefinitions(log.producer(), log.reader(), "definitions")
+    dev = LogDefinitions(log.producer(), log.reader(), "definitions", dev_versions=True)
+    first, second = definition("a"), definition("b")
+    await dev.register(first, move_pointer=True)
+    assert dev.registered(first) is first
+    assert await dev.register(second, move_pointer=True) is True
+    assert await dev.register(second, move_pointer=True) is False
+    await plain.refresh()
+    current = plain.current("w")
+    assert current is not None
+    assert current.version == f"1+dev.{second.hash[7:15]}"
+    assert (current.steps, current.hash) == (second.steps, dev.registered(second).hash)
+    await dev.register(first, move_pointer=True)  # the edit is taken back
+    await plain.refresh()
+    assert plain.current("w") == first
+    with pytest.raises(VersionConflict):
+        await plain.register(second)
+
+
+def test_changed_content_of_a_version_becomes_one_of_its_own() -> None:
+    import asyncio
+
+    asyncio.run(_registering())
+
+
+def test_the_longest_version_has_room_for_the_mark() -> None:
+    marked = dev_version(definition("a", "9" * 100))
+    assert len(marked.version) == 100
+    assert "+dev." in marked.version
+
+
+FLOWS = """
+import flowpilot
+from flowpilot import Workflow
+orders = Workflow("orders", version="1")
+returns: Workflow = flowpilot.Workflow("returns", version="1")
+number = 17
+def inside():
+    hidden = Workflow("hidden", version="1")
+@orders.step
+def pack() -> int:
+    return 1
+@returns.step
+def unpack() -> int:
+    return 1
+"""
+
+
+def test_workflows_of_a_folder_are_found_without_importing(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(FLOWS)
+    (tmp_path / "other.py").write_text("1 / 0\n")
+    (tmp_path / "grammar.py").write_text("from flowpilot import Workflow\ndef :\n")
+    assert discover(tmp_path) == ["grammar.py", "shop.py:orders", "shop.py:returns"]
+
+
+def test_what_is_found_names_the_files_it_came_from(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text("print('hello')\nimport prices\n" + FLOWS)
+    (tmp_path / "prices.py").write_text("")
+    (tmp_path / "unused.py").write_text("")
+    found = find(["shop.py:orders"], tmp_path, {})
+    assert found.error is None
+    assert [(workflow.name, workflow.version) for workflow in found.workflows] == [("orders", "1")]
+    assert {path.name for path in found.files} == {"shop.py", "prices.py"}
+    (tmp_path / "prices.py").write_text("1 / 0\n")
+    broken = find(["shop.py:orders"], tmp_path, {})
+    assert broken.error is not None
+    assert "ZeroDivisionError" in broken.error
+    assert not broken.misnamed
+    assert find(["shop.py:order"], tmp_path, {}).misnamed is False  # prices.py comes first
+    (tmp_path / "prices.py").write_text("")
+    assert find(["shop.py:order"], tmp_path, {}).misnamed
+    assert find(["ship.py:orders"], tmp_path, {}).misnamed
+    (tmp_path / "prices.py").write_text("import os\nos._exit(3)\n")
+    assert "failed" in (find(["shop.py:orders"], tmp_path, {}).error or "")
+
+
+def test_a_change_is_told_once_and_when_it_has_settled(tmp_path: Path) -> None:
+    file, beside = tmp_path / "flows.py", tmp_path / "new.py"
+    file.write_text("1")
+    watch = Watch()
+    watch.look_at([file], [tmp_path])
+    assert watch.changed() == []
+    file.write_text("22")
+    assert watch.changed() == []  # it may still be written
+    assert watch.changed() == [file]
+    assert watch.changed() == []
+    beside.write_text("1")
+    watch.look_at([file], [tmp_path])  # it came before anybody looked: this is the state from now on
+    assert watch.changed() == []
+    file.unlink()
+    assert watch.changed() == []
+    assert watch.changed() == [file]
+
+
+def test_the_example_input_is_one() -> None:
+    schema = {
+        "type": "object",
+        "required": ["name", "tags", "kind", "at", "inner"],
+        "properties": {
+            "name": {"type": "string", "title": "Name"},
+            "tags": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+            "kind": {"enum": ["a", "b"]},
+            "at": {"type": "string", "format": "date-time"},
+            "inner": {"$ref": "#/$defs/Inner"},
+            "skipped": {"type": "string"},
+        },
+        "$defs": {
+            "Inner": {"type": "object", "required": ["n"], "properties": {"n": {"anyOf": [{"type": "null"}]}}}
+        },
+    }
+    value = example(schema)
+    assert value == {"name": "name", "tags": [1], "kind": "a", "at": "2030-01-31T12:00:00Z", "inner": {"n": None}}
+    checked = definition("a").model_copy(update={"input_schema": schema})
+    check_input(checked, value, Limits().input)
+
+
+def test_the_banner_has_at_most_ten_lines() -> None:
+    workflows = [FoundWorkflow(f"f.py:w{number}", f"w{number}", "1", [], None) for number in range(9)]
+    for error in (None, "importing f.py failed"):
+        lines = banner(seconds=1.0, servers="s", database="d", data="x", workflows=workflows, error=error)
+        assert len(lines) <= 10
+        assert (error or "and 6 more") in "\n".join(lines)
+    assert start_command(workflows[0]) == "flowpilot execution start w0 --wait"
+
+
+def test_init_writes_a_project_that_loads_and_overwrites_nothing(here: Path) -> None:
+    (here / "README.md").write_text("mine")
+    init(here)
+    assert (here / "README.md").read_text() == "mine"
+    assert discover(here) == ["flows.py:orders"]
+    orders = load_workflow("flows.py:orders")
+    assert [step.name for step in orders.definition.steps] == ["reserve", "charge", "send_receipt"]
+    tests: dict[str, object] = {}
+    exec((here / "test_flows.py").read_text(), tests)
+    for name, test in tests.items():
+        if name.startswith("test_") and callable(test):
+            test()
+    readme = (Path(__file__).parents[2] / "flowpilot/cli/project/README.md.template").read_text()
+    given = json.loads(readme.partition("--input '")[2].partition("'\n")[0])
+    check_input(orders.definition, given, Limits().input)
+    with pytest.raises(Exception, match="nothing is overwritten"):
+        init(here)
