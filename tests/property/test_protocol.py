@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flowpilot.core import decide
+from flowpilot.core import lineage
 from flowpilot.core.state import Execution, OutboxEntry
 from flowpilot.engine import claim as claiming
 from flowpilot.engine import engine as engines
@@ -216,7 +216,7 @@ def forgets_by_the_batch(patch: Patch) -> None:
             state = self._overlay.state(execution)
             if state is None or record.offset <= state.src or state.forget_at is None or state.forget_at > bound:
                 continue
-            after = decide.forget(state)._replace(src=record.offset, outbox=self._kept(state, begins=False))
+            after = lineage.forget(state)._replace(src=record.offset, outbox=self._kept(state, begins=False))
             self._overlay.put(after)
 
     patch.setattr(Fold, "_forget", forget)
