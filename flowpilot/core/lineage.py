@@ -69,7 +69,7 @@ def gone(message: RetryExecution) -> Refusal:
     )
 
 
-def opened(message: RetryExecution, offset: int, before: Execution | None) -> Execution:
+def opened(message: RetryExecution, offset: int) -> Execution:
     """A stand-in for a root that was forgotten: it knows of retries alone."""
     return Execution(
         id=root_id(message.execution),
@@ -80,7 +80,6 @@ def opened(message: RetryExecution, offset: int, before: Execution | None) -> Ex
         version=message.version or "",
         definition=message.definition or "",
         forgotten=True,
-        last_retry=before.last_retry if before else 0,
     )
 
 
@@ -91,7 +90,7 @@ def is_stand_in(state: Execution) -> bool:
 
 def inherited(before: Execution | None, decision: Decision) -> Decision:
     """A new run of a root that has retries: they are still those of its id."""
-    if before is None or not (before.retries or before.last_retry):
+    if before is None or not before.retries:
         return decision
     state = decision.state
     until = state.forget_at
@@ -128,6 +127,18 @@ def decide_retry(state: Execution, message: RetryExecution, at: int) -> list[e.C
     return [_begin(state, message, at)]
 
 
+def again(state: Execution, event: e.CoreEvent) -> e.CoreEvent:
+    """`event` of an outbox, as it is sent once more. What a retry's end was folded from, began: a start that came
+    after the retry is forgotten would begin another."""
+    if not isinstance(event, e.RetryBegun):
+        return event
+    begun, start = Retry(*event.retry), event.start
+    known = _find(state, begun.number)
+    if known is not None and known.is_open and known.request == begun.request:
+        return event
+    return e.RetryKnown(start["retry"]["execution"], begun.request, start["execution"], start.get("reply"))
+
+
 def decide_ended(state: Execution, message: RetryEnded) -> list[e.CoreEvent]:
     """A retry says that it is over; said again, or of an earlier family, it changes nothing."""
     retry = _find(state, retry_number(message.retry))
@@ -158,7 +169,7 @@ def evolve(state: Execution, event: e.CoreEvent) -> Execution:
 
 
 def forget(state: Execution) -> Execution:
-    """The marker that stays until the outbox is surely sent. Of a retry it keeps which one it was."""
+    """The marker that stays until the outbox is surely sent. Every fold passes over it as if it were gone."""
     return state._replace(
         forgotten=True,
         steps=(),
@@ -169,6 +180,7 @@ def forget(state: Execution) -> Execution:
         origin=None,
         reply=None,
         retries=(),
+        last_retry=0,
     )
 
 

@@ -11,6 +11,7 @@ from flowpilot.core.state import REFUSAL_KEPT_MS, Execution
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import root_id
 from flowpilot_schemas.messages import RetryAnswered, RetryEnded, RetryExecution
+from flowpilot_schemas.topics import HOUR
 
 
 class Outgoing(NamedTuple):
@@ -23,6 +24,11 @@ class Outgoing(NamedTuple):
     queue: str | None = None
     topic: str | None = None
     partition: int | None = None
+
+
+# Longer than any copy of its messages may be on its way: one that came after a retry is forgotten might begin it
+# once more.
+SHORTEST_FAMILY_MS = HOUR
 
 
 def retry_ended(state: Execution, status: str, definition: WorkflowDefinition | None, at: int) -> RetryEnded:
@@ -38,7 +44,7 @@ def retry_ended(state: Execution, status: str, definition: WorkflowDefinition | 
             "run": state.run,
             "request": state.retry["request"],
             "status": status,
-            "until": at + window,
+            "until": at + max(window, SHORTEST_FAMILY_MS),
         }
     )
 

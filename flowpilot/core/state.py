@@ -146,7 +146,7 @@ def _pack(state: Execution) -> dict[str, Any]:
         if field != default:
             value[name] = field
     if state.retries:
-        value["retries"] = state.retries
+        value["retries"] = [list(retry) for retry in state.retries]
     if state.outbox:
         value["outbox"] = [
             [

@@ -168,7 +168,7 @@ class Fold:
                     self._nothing_to_retry(record, message)
                     return
                 begins = state is None or not (known or state.retries)
-                root = lineage.opened(message, record.offset, state) if state is None or begins else state
+                root = lineage.opened(message, record.offset) if state is None or begins else state
                 events = lineage.decide_retry(root, message, record.timestamp)
                 self._commit(record, state, lineage.decision(root, events), begins=begins)
             case m.RetryEnded() if state is not None:
@@ -277,7 +277,7 @@ class Fold:
             if entry.cause != record.offset:
                 continue
             found = True
-            events = [unpack(packed) for packed in entry.events]
+            events = [lineage.again(state, unpack(packed)) for packed in entry.events]
             owner = entry.of or state
             self._fault_letter(record, events)
             try:
@@ -360,8 +360,6 @@ class Fold:
 
 
 def _holds(state: Execution, message: m.StartExecution) -> bool:
-    """Whether `state` holds the id against `message`. One that was forgotten, or never began, gives way; but of a
-    retry there is one start, and a copy of it stays one."""
-    if message.retry is not None and state.retry is not None and state.retry["request"] == message.retry.request:
-        return True
-    return not (state.forgotten or state.refused)
+    """Whether `state` holds the id against `message`. One that was forgotten, or never began, gives way; but a
+    retry has one start alone, and its copies are that one."""
+    return not (state.forgotten or (state.refused and message.retry is None))
