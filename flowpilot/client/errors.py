@@ -23,6 +23,17 @@ class UnknownWorkflow(FlowPilotError):
         super().__init__(message)
 
 
+class UnknownExecution(FlowPilotError):
+    """The audit record, which has its workflow and input, does not know the execution or does not answer."""
+
+    def __init__(self, execution: str) -> None:
+        self.execution = execution
+        super().__init__(
+            f"the audit record does not know execution {execution}, so its workflow is not known: retry it without "
+            "another version, or start PostgreSQL and the audit writer"
+        )
+
+
 class NotSent(FlowPilotError):
     """The log refused the record for good."""
 
@@ -67,6 +78,26 @@ class ExecutionExists(FlowPilotError):
         self.execution, self.key, self.conflict = execution, key, conflict
         other = " with another input" if conflict else ""
         super().__init__(f"key {key!r} has an execution already{other}: {execution}")
+
+
+class RetryRefused(FlowPilotError):
+    """The engine makes no retry. `refusal`: results_gone, input_gone, in_progress, incident, completed,
+    never_began, other_version, too_many_retries or unknown_execution."""
+
+    def __init__(self, execution: str, refusal: str, detail: str) -> None:
+        self.execution, self.refusal = execution, refusal
+        super().__init__(f"no retry of execution {execution} ({refusal}): {detail}")
+
+
+class RetryUnanswered(FlowPilotError, TimeoutError):
+    """The engine did not answer in time; the request stays in the log and may be taken up later."""
+
+    def __init__(self, execution: str, timeout: float) -> None:
+        self.execution = execution
+        super().__init__(
+            f"no engine answered within {timeout:g} s; it may retry execution {execution} yet, see "
+            f"`flowpilot execution show {execution}` before asking again"
+        )
 
 
 class ResultTimeout(FlowPilotError, TimeoutError):

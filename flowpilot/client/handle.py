@@ -17,7 +17,8 @@ FIRST_LOOK, LONGEST_LOOK = 0.5, 2.0
 
 
 class Handle:
-    """An execution that was started or named. `start` is the offset of its StartExecution, if it was started."""
+    """An execution that was started, retried or named. `start` is the offset of its StartExecution, if it was
+    started; of a retry whatever end comes by the replies is its own."""
 
     def __init__(
         self,
@@ -26,6 +27,8 @@ class Handle:
         replies: Replies,
         audit: AuditView | None,
         cancel: Callable[[str, str], Any],
+        *,
+        is_retry: bool = False,
     ) -> None:
         self.id = execution
         self.start = start
@@ -33,6 +36,7 @@ class Handle:
         self._inbox = replies.inbox(execution)
         self._seen: StartSeen | None = None
         self._cancel = cancel
+        self._is_retry = is_retry
 
     def __repr__(self) -> str:
         return f"Handle({self.id!r})"
@@ -62,6 +66,8 @@ class Handle:
         look, pause = 0.0, FIRST_LOOK
         while True:
             own = self._inbox.ended.get(self.start) if self.start is not None else None
+            if self._is_retry and self._inbox.ended:
+                own = self._inbox.ended[max(self._inbox.ended)]
             if own is not None:
                 return own
             now = time.monotonic()
