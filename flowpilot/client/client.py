@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import time
 import uuid
@@ -19,7 +20,7 @@ from flowpilot.client.errors import (
     UnknownWorkflow,
 )
 from flowpilot.client.handle import Handle
-from flowpilot.client.replies import Replies
+from flowpilot.client.replies import Inbox, Replies
 from flowpilot.core.inputs import check_input
 from flowpilot.ports.log import Record
 from flowpilot_schemas.codec import BadRecord, decode, encode_message
@@ -27,6 +28,9 @@ from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import is_execution_id, keyed_execution_id, root_id
 from flowpilot_schemas.limits import MAX_KEY
 from flowpilot_schemas.messages import CancelExecution, GivenInput, RetryExecution, StartExecution
+
+# A retry is asked for again so often, with a pause in seconds.
+_ASK_AGAIN, _PAUSE = 10, 0.2
 
 IfExists = Literal["return", "fail"]
 
@@ -135,29 +139,48 @@ class ConnectedClient:
             raise InputInvalid("another version can only be retried from the start: from_start=True (--from-start)")
         await self._replies.begin()
         anew = await self._anew(execution, version)
-        request = str(uuid.uuid4())
-        inbox = self._replies.inbox(request)
-        await self._send(
-            execution,
-            RetryExecution(
-                execution=execution,
-                request=request,
-                actor=actor or self._actor,
-                reason=reason[:1_000],
-                from_start=from_start,
-                limits=self._connection.limits,
-                reply=self._replies.address,
-                **(anew if from_start else {"known": anew.get("known", 0)}),
-            ),
+        asked = RetryExecution(
+            execution=execution,
+            request=str(uuid.uuid4()),
+            actor=actor or self._actor,
+            reason=reason[:1_000],
+            from_start=from_start,
+            limits=self._connection.limits,
+            reply=self._replies.address,
+            **(anew if from_start else {"known": anew.get("known", 0)}),
         )
+        inbox = await self._answered(asked, timeout)
+        for _ in range(_ASK_AGAIN):
+            # A retry may have ended already, and its end still be on the way to the root of the family.
+            running = inbox.answer.running if inbox.answer else None
+            if running is None or not await self._has_ended(running):
+                break
+            await asyncio.sleep(_PAUSE)
+            inbox = await self._answered(asked.model_copy(update={"request": str(uuid.uuid4())}), timeout)
+        answer = inbox.answer
+        if answer is None:
+            raise RetryUnanswered(execution, timeout)
+        if answer.retry is None:
+            raise RetryRefused(execution, answer.refused or "refused", answer.detail or "")
+        return self._handle(answer.retry, None, is_retry=True)
+
+    async def _answered(self, asked: RetryExecution, timeout: float) -> Inbox:
+        """The request's inbox, with its answer if one came within `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while inbox.answer is None:
-            if time.monotonic() >= deadline:
-                raise RetryUnanswered(execution, timeout)
-            await self._replies.wait(inbox, deadline - time.monotonic())
-        if inbox.answer.retry is None:
-            raise RetryRefused(execution, inbox.answer.refused or "refused", inbox.answer.detail or "")
-        return self._handle(inbox.answer.retry, None, is_retry=True)
+        inbox = self._replies.inbox(asked.request)
+        await self._send(asked.execution, asked)
+        while inbox.answer is None and (left := deadline - time.monotonic()) > 0:
+            await self._replies.wait(inbox, left)
+        return inbox
+
+    async def _has_ended(self, execution: str) -> bool:
+        if self._replies.inbox(execution).ended:
+            return True
+        audit = self._connection.audit
+        try:
+            return audit is not None and await audit.ended(execution, None) is not None
+        except AuditUnavailable:
+            return False
 
     async def _anew(self, execution: str, version: str | None) -> dict[str, Any]:
         """What a retry from the start needs where the engine no longer holds the execution, as far as the audit

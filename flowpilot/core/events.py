@@ -140,6 +140,7 @@ class RetryRefused(NamedTuple):
     request: str
     refusal: str
     detail: str
+    running: str | None
     reply: Json
 
 

@@ -27,10 +27,11 @@ _TEXT_LIMIT = 1_000
 
 
 class Refusal(NamedTuple):
-    """Why there is no retry: a stable word, and a sentence that says what to do."""
+    """Why there is no retry: a stable word, a sentence that says what to do, and the retry that runs, if one does."""
 
     reason: str
     detail: str
+    running: str | None = None
 
 
 def family_window(retries: Sequence[Retry], until: int) -> int | None:
@@ -197,7 +198,7 @@ def _why_not(state: Execution, message: RetryExecution) -> Refusal | None:
     if running is not None:
         name = retry_id(state.id, running.number)
         what = "runs" if name == execution else f"is being retried already: {name} runs"
-        return Refusal("in_progress", f"execution {execution} {what}; wait for its end, or cancel it first")
+        return Refusal("in_progress", f"execution {execution} {what}; wait for its end, or cancel it first", name)
     if state.status is ExecutionStatus.INCIDENT and not state.forgotten:
         return Refusal("incident", f"execution {state.id} stands still after a defect; cancel it first")
     if state.status not in TERMINAL_EXECUTION:

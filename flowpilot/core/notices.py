@@ -65,12 +65,18 @@ def answer(
     retry: str | None = None,
     refused: str | None = None,
     detail: str | None = None,
+    running: str | None = None,
 ) -> list[Outgoing]:
     """To the client that asked for a retry."""
     if not reply:
         return []
     told = RetryAnswered(
-        execution=asked["execution"], request=asked["request"], retry=retry, refused=refused, detail=detail
+        execution=asked["execution"],
+        request=asked["request"],
+        retry=retry,
+        refused=refused,
+        detail=detail,
+        running=running,
     )
     key = reply.get("key") or asked["execution"]
     body = orjson.dumps(told.model_dump(exclude_none=True))

@@ -168,7 +168,7 @@ class _Run:
                 return answer({"execution": event.of, "request": event.request}, event.reply, retry=event.retry)
             case e.RetryRefused():
                 asked = {"execution": event.of, "request": event.request}
-                return answer(asked, event.reply, refused=event.refusal, detail=event.detail)
+                return answer(asked, event.reply, refused=event.refusal, detail=event.detail, running=event.running)
             case e.FamilyForgotten():
                 return [
                     self._event(RetryForget(execution=execution, run=run).model_dump())

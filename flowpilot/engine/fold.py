@@ -180,7 +180,7 @@ class Fold:
     def _nothing_to_retry(self, record: Fetched, message: m.RetryExecution) -> None:
         refusal = lineage.gone(message)
         self._dead_letter(record, "unknown_execution", refusal.detail)
-        self._send(refusal_of(message, *refusal))
+        self._send(refusal_of(message, refusal.reason, refusal.detail))
 
     def _check_rules(self, record: Fetched, rules: int) -> None:
         if rules > m.RULES:

@@ -42,7 +42,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "CompletionIgnored": ("step", "attempt", "answer", "reason", "worker_id?"),
     "DispatchFailed": ("step", "attempt", "detail"),
     "CancelIgnored": ("actor", "reason"),
-    "RetryRefused": ("of", "actor", "reason", "request", "refusal", "detail"),
+    "RetryRefused": ("of", "actor", "reason", "request", "refusal", "detail", "running?"),
     "ExecutionCompleted": ("output?", "output_omitted?"),
     "ExecutionFailed": ("errors", "reason?"),
     "ExecutionCancelled": ("actor", "reason"),

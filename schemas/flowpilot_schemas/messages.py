@@ -323,7 +323,7 @@ class ExecutionEnded(_Message):
 class RetryAnswered(_Message):
     """On `flowpilot.replies`, to the client that asked for a retry: the execution `retry`, or why there is none.
 
-    `refused` is a stable word, `detail` the sentence that goes with it.
+    `refused` is a stable word, `detail` the sentence that goes with it, `running` the retry that stands against it.
     """
 
     type: Literal["retry.answered"] = "retry.answered"
@@ -332,6 +332,7 @@ class RetryAnswered(_Message):
     retry: Text | None = None
     refused: Name | None = None
     detail: str | None = None
+    running: Text | None = None
 
 
 class DeadLetter(_Message):
