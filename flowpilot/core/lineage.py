@@ -27,7 +27,7 @@ _TEXT_LIMIT = 1_000
 
 
 class Refusal(NamedTuple):
-    """Why there is no retry: a stable word, a sentence that says what to do, and the retry that runs, if one does."""
+    """Why there is no retry: a stable word, a sentence that says what to do, and the retry that runs meanwhile."""
 
     reason: str
     detail: str
