@@ -79,17 +79,3 @@ async def _with_a_client(system: RunningSystem) -> None:
         with pytest.raises(RetryRefused, match="retry_window") as refused:
             await client.retry(str(uuid.uuid4()), "nothing there")
         assert refused.value.refusal == "results_gone"
-
-
-def test_a_parent_that_was_deleted_leaves_its_retry(system: RunningSystem) -> None:
-    missing = f'"{system.cwd / "never"}"'
-    failed = system.cli(
-        *("execution", "start", "mending", "-i", missing, "--wait", "--timeout", "60"), code=Exit.EXECUTION_FAILED
-    )
-    root = failed.stderr.split()[1]
-    retry = system.cli("execution", "retry", root, "-r", "again").stdout.strip()
-    eventually(lambda: system.cli("execution", "list", "--status", "failed", "-o", "json").stdout.count(retry))
-    parent = "SELECT parent_execution_id IS NULL FROM workflow_execution WHERE execution_id = %s"
-    assert system.ask(parent, retry) == [(False,)]
-    system.ask("DELETE FROM workflow_execution WHERE execution_id = %s", root)
-    assert system.ask(parent, retry) == [(True,)]
