@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -359,29 +360,36 @@ def test_cancel_names_who_and_why() -> None:
 ROOT = "6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11"
 
 
-async def answered(world: World, *answers: Any) -> list[RetryExecution]:
-    """The engine's part: the requests for retries that came, the nth answered with the nth of `answers`."""
-    asked: list[RetryExecution] = []
-    seen = len(world.events())
-    for answer in answers:
-        requests = await eventually_async(lambda: found if len(found := world.events()) > seen else [])
-        seen = len(requests)
-        asked.append(parse(RetryExecution, decode_object(requests[-1].value)))
-        reply = asked[-1].reply
-        assert reply is not None
-        told = [RetryAnswered(execution=ROOT, request=asked[-1].request, **answer)]
-        if "retry" in answer:  # the end comes at once behind it
-            told.append(ExecutionEnded(execution=answer["retry"], run=9, status="completed", output=5))
-        key = (reply.key or "").encode()
-        records = [Record(reply.topic, key, encode_message(message), reply.partition) for message in told]
-        await world.log.producer().send(records)
-    return asked
+def answered(world: World, *answers: Any) -> asyncio.Task[list[RetryExecution]]:
+    """The engine's part: the requests for retries from now on, the nth answered with the nth of `answers`."""
+    before = len(world.events())
+
+    async def answer_all() -> list[RetryExecution]:
+        asked: list[RetryExecution] = []
+        for number, answer in enumerate(answers):
+            await eventually_async(partial(_has_events, world, before + number + 1))
+            asked.append(parse(RetryExecution, decode_object(world.events()[before + number].value)))
+            reply = asked[-1].reply
+            assert reply is not None
+            told = [RetryAnswered(execution=ROOT, request=asked[-1].request, **answer)]
+            if "retry" in answer:  # the end comes at once behind it
+                told.append(ExecutionEnded(execution=answer["retry"], run=9, status="completed", output=5))
+            key = (reply.key or "").encode()
+            records = [Record(reply.topic, key, encode_message(message), reply.partition) for message in told]
+            await world.log.producer().send(records)
+        return asked
+
+    return asyncio.create_task(answer_all())
+
+
+def _has_events(world: World, count: int) -> bool:
+    return len(world.events()) >= count
 
 
 def test_a_retry_is_a_handle_to_the_new_execution() -> None:
     async def test(world: World) -> None:
         async with world.client() as client:
-            engine = asyncio.create_task(answered(world, {"retry": f"{ROOT}.1"}))
+            engine = answered(world, {"retry": f"{ROOT}.1"})
             handle = await client.retry(ROOT, "fixed")
             [asked] = await engine
             assert (asked.execution, asked.actor, asked.reason, asked.from_start) == (
@@ -397,7 +405,7 @@ def test_a_retry_is_a_handle_to_the_new_execution() -> None:
 def test_a_retry_that_is_refused_or_not_answered() -> None:
     async def test(world: World) -> None:
         async with world.client() as client:
-            engine = asyncio.create_task(answered(world, {"refused": "results_gone", "detail": "use --from-start"}))
+            engine = answered(world, {"refused": "results_gone", "detail": "use --from-start"})
             with pytest.raises(RetryRefused, match="use --from-start") as refused:
                 await client.retry(ROOT)
             await engine
@@ -419,12 +427,12 @@ def test_a_retry_behind_one_whose_end_is_on_the_way_is_asked_for_again() -> None
         world.audit.ends[f"{ROOT}.1", 3] = ExecutionEnded(execution=f"{ROOT}.1", run=3, status="failed")
         async with world.client(world.audit) as client:
             behind = {"refused": "in_progress", "detail": "it runs", "running": f"{ROOT}.1"}
-            engine = asyncio.create_task(answered(world, behind, {"retry": f"{ROOT}.2"}))
+            engine = answered(world, behind, {"retry": f"{ROOT}.2"})
             handle = await client.retry(f"{ROOT}.1")
             first, second = await engine
             assert first.request != second.request
             assert handle.id == f"{ROOT}.2"
-            engine = asyncio.create_task(answered(world, behind | {"running": f"{ROOT}.7"}))
+            engine = answered(world, behind | {"running": f"{ROOT}.7"})
             with pytest.raises(RetryRefused):  # that one runs indeed
                 await client.retry(f"{ROOT}.1")
             await engine
@@ -439,12 +447,12 @@ def test_a_retry_from_the_start_brings_what_the_audit_knows() -> None:
             await client.register(second)
             old = onboarding().definition
             world.audit.begun[ROOT] = Started("onboarding", "1", old.hash, {"patient_id": "p", "age": 1}, 3)
-            engine = asyncio.create_task(answered(world, {"retry": f"{ROOT}.4"}))
+            engine = answered(world, {"retry": f"{ROOT}.4"})
             await client.retry(ROOT, from_start=True)
             [asked] = await engine
             assert (asked.version, asked.definition, asked.known) == ("1", old.hash, 3)
             assert asked.input == GivenInput(value={"patient_id": "p", "age": 1})
-            engine = asyncio.create_task(answered(world, {"retry": f"{ROOT}.5"}))
+            engine = answered(world, {"retry": f"{ROOT}.5"})
             await client.retry(ROOT, from_start=True, version="2")
             [asked] = await engine
             assert (asked.version, asked.definition) == ("2", second.definition.hash)
