@@ -118,6 +118,7 @@ def _ended(connection: SqlConnection, execution: str, run: int | None) -> Execut
             "run": found.run,
             "status": _STATUS[found.type],
             "output": body.get("output"),
+            "output_omitted": body.get("output_omitted", False),
             "errors": body.get("errors", {}),
             "reason": body.get("detail" if refused else "reason"),
         }

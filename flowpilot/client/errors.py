@@ -71,6 +71,18 @@ class ExecutionRefused(ExecutionEndedBadly):
         super().__init__(execution, f"execution {execution} was refused" + (f": {reason}" if reason else ""))
 
 
+class ResultOmitted(FlowPilotError):
+    """It completed, but the outputs of its last steps together are too large for one result."""
+
+    def __init__(self, execution: str) -> None:
+        self.execution = execution
+        super().__init__(
+            f"execution {execution} completed, but the outputs of its last steps are together beyond "
+            "FLOWPILOT_STEP_INPUTS_LIMIT and were left out: mark one step with output=True, let a last step gather "
+            f"what is wanted, or read each with `flowpilot execution show {execution} -o json`"
+        )
+
+
 class ExecutionExists(FlowPilotError):
     """`if_exists="fail"`: the key has an execution already. `conflict`: it was started with another input."""
 

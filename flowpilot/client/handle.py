@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from flowpilot.client.connection import AuditUnavailable, AuditView, StartSeen
-from flowpilot.client.errors import ExecutionCancelled, ExecutionFailed, ExecutionRefused, ResultTimeout
+from flowpilot.client.errors import (
+    ExecutionCancelled,
+    ExecutionFailed,
+    ExecutionRefused,
+    ResultOmitted,
+    ResultTimeout,
+)
 from flowpilot.client.replies import Replies
 from flowpilot_schemas.messages import ExecutionEnded
 
@@ -48,10 +54,12 @@ class Handle:
     async def result(self, timeout: float | None = None) -> Any:
         """The execution's output: of the step marked as output, else of the only leaf, else a dict of the leaves.
 
-        Raises `ExecutionFailed`, `ExecutionCancelled`, `ExecutionRefused`, or `ResultTimeout` after `timeout`
-        seconds (None: waits as long as it takes).
+        Raises `ExecutionFailed`, `ExecutionCancelled`, `ExecutionRefused`, `ResultOmitted` if that dict is too
+        large, or `ResultTimeout` after `timeout` seconds (None: waits as long as it takes).
         """
         ended = await self.ended(timeout)
+        if ended.output_omitted:
+            raise ResultOmitted(self.id)
         if ended.status == "completed":
             return ended.output
         if ended.status == "failed":

@@ -83,7 +83,8 @@ class Draft:
         self.open = len(self.steps)
         for order, size, _ in event.taken or ():
             self.open -= 1
-            self._complete(order, StepState(StepStatus.COMPLETED, size=size))
+            self.steps[order] = self.steps[order]._replace(status=StepStatus.COMPLETED, size=size)
+            self._unblock(order)
         self.input_size = event.input_size
         if self.definition.timeout_ms is not None:
             self.deadline = self.at + self.definition.timeout_ms
@@ -113,10 +114,9 @@ class Draft:
 
     def _step_completed(self, event: e.StepCompleted) -> None:
         order = self._move(event.step, StepStatus.COMPLETED, size=event.size)
-        self._complete(order, self.steps[order])
+        self._unblock(order)
 
-    def _complete(self, order: int, completed: StepState) -> None:
-        self.steps[order] = completed._replace(waiting=self.steps[order].waiting)
+    def _unblock(self, order: int) -> None:
         for dependent in self.definition.dependents[order]:
             step = self.steps[dependent]
             self.steps[dependent] = step._replace(waiting=step.waiting - 1)

@@ -157,7 +157,8 @@ class _Run:
                 over = [self._control(Cancelled(execution=state.id, run=state.run))] if event.reason else []
                 return [*over, *self._over("failed", errors=event.errors, reason=event.reason)]
             case e.ExecutionCompleted():
-                return self._over("completed", output=self._output())
+                output = self._output()
+                return self._over("completed", output=output, output_omitted=output is None)
             case e.StartRefused():
                 return self._over("refused", reason=event.detail)
             case e.RetryBegun():
@@ -235,8 +236,9 @@ class _Run:
     def _output_of(self, step: str) -> bytes:
         """A completed step's output: this run's own, or of the nearest of those it shares results with."""
         state = self.state
-        shares = state.retry["shares"] if state.retry else ()
-        places = [(state.id, state.run), *((execution, run) for execution, run in shares)]
+        if state.retry is None:
+            return self._payloads.output(state.id, state.run, step)
+        places: list[tuple[str, int]] = [(state.id, state.run), *state.retry["shares"]]
         *nearer, (last, its_run) = places
         for execution, run in nearer:
             try:

@@ -309,13 +309,17 @@ class Superseded(_Message):
 
 
 class ExecutionEnded(_Message):
-    """On `flowpilot.replies`, to the client that waits: how the run ended."""
+    """On `flowpilot.replies`, to the client that waits: how the run ended.
+
+    `output_omitted`: the outputs of the last steps together are beyond the limit `step_inputs`.
+    """
 
     type: Literal["execution.ended"] = "execution.ended"
     execution: Text
     run: Offset
     status: Literal["completed", "failed", "cancelled", "refused"]
     output: JsonValue = None
+    output_omitted: bool = False
     errors: dict[str, JsonValue] = {}
     reason: str | None = None
 

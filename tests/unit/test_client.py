@@ -24,6 +24,7 @@ from flowpilot.client.errors import (
     ExecutionFailed,
     ExecutionRefused,
     NotSent,
+    ResultOmitted,
     ResultTimeout,
     RetryRefused,
     RetryUnanswered,
@@ -398,6 +399,17 @@ def test_a_retry_is_a_handle_to_the_new_execution() -> None:
             assert world.events()[-1].key == ROOT.encode()
             assert handle.id == f"{ROOT}.1"
             assert await handle.result(5) == 5
+
+    run(test)
+
+
+def test_an_output_that_was_left_out_is_said_so() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            await world.reply("completed", output_omitted=True)
+            with pytest.raises(ResultOmitted, match="FLOWPILOT_STEP_INPUTS_LIMIT"):
+                await handle.result(5)
 
     run(test)
 
