@@ -11,6 +11,7 @@ from flowpilot.core.lineage import MOST_RETRIES
 from flowpilot.core.state import decode_execution
 from flowpilot.engine.keys import input_key, output_key, state_key
 from flowpilot_schemas import messages as m
+from flowpilot_schemas.codec import encode
 from flowpilot_schemas.definition import StepDefinition, WorkflowDefinition
 from flowpilot_schemas.topics import DAY, HOUR
 from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, answer_all, completed, drain, quiet, starting  # noqa: F401
@@ -291,6 +292,52 @@ def test_a_start_of_a_retry_that_is_refused_frees_the_root_for_the_next(world: W
     assert world.history(retry) == ["StartRefused"]
     assert started(world, retry)["parent"] == execution
     assert retried(world, owner, execution, "r2") == f"{execution}.2"
+
+
+def starts_of(world: World, retry: str) -> list[m.StartExecution]:
+    """The starts of a retry on the events topic, copies too."""
+    values = [value for value in world.values(T.events) if value["type"] == "execution.start"]
+    return [m.StartExecution.model_validate_json(encode(value)) for value in values if value["execution"] == retry]
+
+
+def test_a_copy_of_a_refused_retry_s_start_does_not_begin_it_after_all(world: World) -> None:
+    owner = world.owner()
+    execution = failed_at_b(world, owner)
+    late = CHAIN.model_copy(update={"version": "3"})
+    retry = retried(world, owner, execution, **anew(late))
+    [start] = starts_of(world, retry)
+    world.definitions.by_hash[late.hash] = late
+    world.event(start, retry)
+    drain(owner)
+    assert world.history(retry) == ["StartRefused"]
+
+
+def test_the_start_of_a_retry_that_has_ended_is_not_sent_again(world: World) -> None:
+    """Commits were lost, and the request and the retry's end were folded again in one batch, whose outputs were not
+    sent: the root's outbox has the start still, but the root knows that the retry is over."""
+    owner = world.owner()
+    execution = failed_at_b(world, owner)
+    request = ask(world, execution)
+    owner.process(owner.fetch(9)).to_end()
+    owner.process(owner.fetch(9)).to_end()
+    retry = f"{execution}.1"
+    assert len(starts_of(world, retry)) == 1
+    world.event(fatal(task(world, retry, "b")), retry)
+    owner.process(owner.fetch(9)).to_end()
+    owner.crash()
+    heir = world.owner()
+    for _ in range(9):
+        batch = heir.fetch(1 if heir.fetch(1)[0].offset < request else 99)
+        call = heir.process(batch)
+        if len(batch) == 1:
+            call.to_end()
+            continue
+        call.before(lambda record: record.topic != T.changelog)
+        break
+    heir.crash()
+    drain(world.owner())
+    assert len(starts_of(world, retry)) == 1
+    assert {answer["retry"] for answer in answers(world)} == {retry}
 
 
 def test_a_retry_is_cancelled_like_any_other_and_can_be_retried(world: World) -> None:
