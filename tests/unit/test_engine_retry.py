@@ -17,7 +17,14 @@ from flowpilot_schemas.topics import DAY, HOUR
 from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, answer_all, completed, drain, quiet, starting  # noqa: F401
 
 REPLY = m.ReplyTo(topic=T.replies, partition=0, key="me")
-OTHER = CHAIN.model_copy(update={"version": "2"})
+
+
+def changed(definition: WorkflowDefinition, **fields: Any) -> WorkflowDefinition:
+    """Another definition: a copy of the model would keep the hash that is cached in it."""
+    return WorkflowDefinition.model_validate({**definition.model_dump(), **fields})
+
+
+OTHER = changed(CHAIN, version="2")
 
 
 @pytest.fixture
@@ -241,12 +248,8 @@ def test_results_stay_while_a_retry_refers_to_them_and_go_with_the_family(world:
 
 def test_results_outlive_their_own_window_for_a_running_retry(world: World) -> None:
     owner = world.owner()
-    patient = CHAIN.model_copy(
-        update={
-            "name": "patient",
-            "steps": tuple([s.model_copy(update={"on_schedule_to_start": "record"}) for s in CHAIN.steps]),
-        }
-    )
+    steps = [{**step.model_dump(), "on_schedule_to_start": "record"} for step in CHAIN.steps]
+    patient = changed(CHAIN, name="patient", steps=steps)
     world.definitions.by_hash[patient.hash] = patient
     execution = failed_at_b(world, owner, definition=patient)
     retry = retried(world, owner, execution)
@@ -303,7 +306,7 @@ def starts_of(world: World, retry: str) -> list[m.StartExecution]:
 def test_a_copy_of_a_refused_retry_s_start_does_not_begin_it_after_all(world: World) -> None:
     owner = world.owner()
     execution = failed_at_b(world, owner)
-    late = CHAIN.model_copy(update={"version": "3"})
+    late = changed(CHAIN, version="3")
     retry = retried(world, owner, execution, **anew(late))
     [start] = starts_of(world, retry)
     world.definitions.by_hash[late.hash] = late
