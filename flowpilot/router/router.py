@@ -17,7 +17,7 @@ from flowpilot.core.dead_letters import dead_letter_key
 from flowpilot.ports.definitions import Definitions
 from flowpilot.ports.log import Consumer, Fetched, LogUnavailable, Producer, Rebalanced, Record, TopicPartition
 from flowpilot.router.errors import RouterStopped
-from flowpilot.router.routing import Outcome, Routes, route, routes
+from flowpilot.router.routing import Omitted, Routes, route, routes
 from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.ids import root_id
 from flowpilot_schemas.limits import Limits
@@ -190,7 +190,8 @@ class Router:
         produced: list[Record] = []
         for record in records:
             for outcome in route(where, record, self._topic_ids[record.topic]):
-                produced.append(self._record_of(record, outcome))
+                if not isinstance(outcome, Omitted):
+                    produced.append(self._record_of(record, outcome))
         for sent, delivery in zip(produced, await self._producer.send(produced), strict=True):
             if delivery.error is not None:
                 raise RouterStopped(f"the topic {sent.topic} refused a record for good: {delivery.error}")
@@ -216,7 +217,7 @@ class Router:
             if missing:
                 raise LogUnavailable(f"the topic {min(missing)} has no id at present")
 
-    def _record_of(self, record: Fetched, outcome: Outcome) -> Record:
+    def _record_of(self, record: Fetched, outcome: StartExecution | DeadLetter) -> Record:
         if isinstance(outcome, StartExecution):
             key = root_id(outcome.execution).encode()
             return Record(self._topics.events, key, encode_message(outcome))

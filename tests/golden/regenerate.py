@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flowpilot_schemas import messages
+from flowpilot_schemas import messages, triggers
 from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition
 from flowpilot_schemas.history import FIELDS, TERMINAL_EVENTS
 
@@ -22,7 +22,7 @@ def contract() -> dict[str, dict[str, Any]]:
         "definition": WorkflowDefinition,
         "definition-pointer": DefinitionPointer,
     }
-    for model in vars(messages).values():
+    for model in (*vars(messages).values(), *vars(triggers).values()):
         if isinstance(model, type) and issubclass(model, BaseModel) and "type" in model.model_fields:
             models[model.model_fields["type"].default] = model
     files: dict[str, dict[str, Any]] = {f"{name}.json": model.model_json_schema() for name, model in models.items()}
