@@ -12,7 +12,7 @@ import asyncio
 
 import structlog
 
-from flowpilot.ports.definitions import DefinitionTooLarge, VersionConflict
+from flowpilot.ports.definitions import DefinitionTooLarge, Registration, VersionConflict
 from flowpilot.ports.log import Fetched, LogUnavailable, Producer, Reader, Record
 from flowpilot_schemas.codec import BadRecord, canonical, content_hash, decode_object, encode_message, parse
 from flowpilot_schemas.definition import (
@@ -41,6 +41,8 @@ class LogDefinitions:
         self._definitions: dict[str, WorkflowDefinition] = {}
         self._versions: dict[str, DefinitionPointer] = {}  # by "<workflow>@<version>"
         self._pointers: dict[str, DefinitionPointer] = {}
+        self._registrations: dict[str, Registration] = {}
+        self._deletions: dict[str, int] = {}
         self._contested: set[str] = set()  # versions whose last record is not the winner's
 
     async def refresh(self) -> None:
@@ -75,6 +77,10 @@ class LogDefinitions:
     def workflows(self) -> list[str]:
         """See the port."""
         return sorted(self._pointers)
+
+    def registration(self, workflow: str) -> Registration | None:
+        """See the port. The versions' own records are written once: compaction leaves the first of them."""
+        return self._registrations.get(workflow)
 
     async def register(self, definition: WorkflowDefinition, *, move_pointer: bool = False) -> bool:
         """See the port."""
@@ -128,25 +134,35 @@ class LogDefinitions:
         if not label or kind not in ("def", "name"):
             raise BadRecord("wrong_key", f"the key {record.key!r} is none of a definition's")
         if kind == "def":
-            self._take_definition(label, record.value)
+            self._take_definition(label, record)
         elif "@" in label:
             self._take_version(label, record.value)
+            self._note(label.partition("@")[0], record)
         elif record.value is None:
             self._pointers.pop(label, None)
+            self._registrations.pop(label, None)
+            self._deletions[label] = record.timestamp
         else:
             self._pointers[label] = parse(DefinitionPointer, decode_object(record.value))
+            self._note(label, record)
 
-    def _take_definition(self, definition_hash: str, value: bytes | None) -> None:
-        if value is None:
+    def _note(self, workflow: str, record: Fetched) -> None:
+        if record.value is not None:
+            found = Registration(record.timestamp, self._deletions.get(workflow))
+            self._registrations.setdefault(workflow, found)
+
+    def _take_definition(self, definition_hash: str, record: Fetched) -> None:
+        if record.value is None:
             self._definitions.pop(definition_hash, None)
             return
-        content = decode_object(value)
+        content = decode_object(record.value)
         if content_hash(content) != definition_hash:
             raise BadRecord("wrong_key", "the key is not the hash of the definition")
         definition = parse(WorkflowDefinition, content)
         # Its identity is what was registered, also where this release's model would write it otherwise.
         definition.__dict__["hash"] = definition_hash
         self._definitions[definition_hash] = definition
+        self._note(definition.name, record)
 
     def _take_version(self, label: str, value: bytes | None) -> None:
         if value is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from flowpilot_schemas.definition import WorkflowDefinition
 
@@ -31,6 +31,16 @@ class DefinitionTooLarge(Exception):
         self.limit = limit
 
 
+class Registration(NamedTuple):
+    """When a workflow's name was first registered, or first after it was last deleted; broker times in ms.
+
+    `deleted` is the time of that deletion, as long as the log remembers it.
+    """
+
+    at: int
+    deleted: int | None = None
+
+
 class Definitions(Protocol):
     """What is registered, as of the last `refresh` or `register`. Both may raise `LogUnavailable`."""
 
@@ -52,6 +62,10 @@ class Definitions(Protocol):
 
     def workflows(self) -> list[str]:
         """The names of workflows that have a pointer, sorted."""
+        ...
+
+    def registration(self, workflow: str) -> Registration | None:
+        """When the workflow was registered, whatever versions came since; None if it is not known."""
         ...
 
     async def register(self, definition: WorkflowDefinition, *, move_pointer: bool = False) -> bool:

@@ -68,6 +68,11 @@ class Reader(Protocol):
         """(low watermark, log end): the first offset there is and the next one to be written."""
         ...
 
+    async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        """The offset of the first record whose timestamp is `timestamp` (ms) or later; if there is none, what was
+        the log end when this was asked."""
+        ...
+
     async def read(self, topic: str, partition: int, start: int, end: int) -> list[Fetched]:
         """The records with start ≤ offset < end that compaction and retention have left, in order."""
         ...
