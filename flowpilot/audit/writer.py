@@ -17,7 +17,15 @@ from flowpilot.audit.batches import BATCH, Definitions, batch_of, chunks, set_as
 from flowpilot.audit.position import check_position
 from flowpilot.audit.projection import project
 from flowpilot.ports.audit import AuditStore, BatchRefused, Outrun, Position, StoreUnavailable
-from flowpilot.ports.log import Consumer, Fetched, LogUnavailable, Reader, Rebalanced, TopicPartition
+from flowpilot.ports.log import (
+    Consumer,
+    Fetched,
+    LogUnavailable,
+    Reader,
+    Rebalanced,
+    TopicCatalog,
+    TopicPartition,
+)
 from flowpilot_schemas.topics import Topics
 
 LINGER = 0.2
@@ -29,14 +37,6 @@ LOG_PATIENCE = 120.0
 Answer = TypeVar("Answer")
 
 _log = structlog.get_logger("flowpilot.audit")
-
-
-class TopicCatalog(Protocol):
-    """Which topics there are."""
-
-    async def topic_ids(self, names: Iterable[str]) -> dict[str, str]:
-        """The id (KIP-516) of each of `names` that exists. Raises `LogUnavailable`."""
-        ...
 
 
 class ConsumerFactory(Protocol):

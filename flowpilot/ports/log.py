@@ -112,3 +112,19 @@ class Consumer(Protocol):
     async def close(self) -> None:
         """Leave the group."""
         ...
+
+
+class Subscriber(Consumer, Protocol):
+    """A group member whose topics can be replaced."""
+
+    def subscribe(self, topics: Sequence[str]) -> None:
+        """Read these topics from the next rebalance on."""
+        ...
+
+
+class TopicCatalog(Protocol):
+    """Which topics there are."""
+
+    async def topic_ids(self, names: Iterable[str]) -> dict[str, str]:
+        """The id (KIP-516) of each of `names` that exists. Raises `LogUnavailable`."""
+        ...

@@ -101,6 +101,7 @@ class World:
             self.settings.limits,
             consumer=consumer,
             producer=producer or self.producer,
+            reader=self.reader,
             definitions=LogDefinitions(self.producer, self.reader, self.topics.definitions),
             catalog=self.catalog,
             interval=0.1,

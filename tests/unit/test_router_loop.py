@@ -23,11 +23,11 @@ from flowpilot_schemas.topics import Topics
 TOPICS = Topics()
 
 
-def workflow(name: str, *topics: str, version: str = "1", unique_by: str | None = None) -> WorkflowDefinition:
+def workflow(name: str, *topics: str, version: str = "1", **trigger: Any) -> WorkflowDefinition:
     return WorkflowDefinition(
         name=name,
         version=version,
-        triggers=tuple(TriggerDefinition(topic=topic, unique_by=unique_by) for topic in topics),
+        triggers=tuple(TriggerDefinition(topic=topic, **trigger) for topic in topics),
         steps=(StepDefinition(name="only", queue=name),),
     )
 
@@ -61,6 +61,7 @@ class World:
             Limits(),
             consumer=consumer,
             producer=producer or self.log.producer(),
+            reader=self.log.reader(),
             definitions=LogDefinitions(self.log.producer(), self.log.reader(), TOPICS.definitions),
             catalog=self,
             **{"interval": 0.02, "commit_interval": 0.02, **options},
@@ -141,7 +142,7 @@ def test_topics_are_waited_for_and_new_definitions_are_read() -> None:
             await until(lambda: len(world.starts()) == 3)
             world.log.create_topic("more", 1)
             await world.publish("more", 4)
-            await world.definitions.register(workflow("later", "more"))
+            await world.definitions.register(workflow("later", "more", start="earliest"))
             await until(lambda: len(world.starts()) == 4)
         assert len(ready) == 1
 
@@ -174,7 +175,8 @@ class Faulty:
         self.stuck = asyncio.Event()
 
     async def send(self, records: Sequence[Record]) -> list[Delivery]:
-        fault = self.faults.pop(0) if self.faults else "none"
+        routed = any(record.topic in (TOPICS.events, TOPICS.dead_letters) for record in records)
+        fault = self.faults.pop(0) if self.faults and routed else "none"
         if fault == "part":
             await self._to.send(records[: len(records) // 2])
             raise LogUnavailable("the broker went away")
