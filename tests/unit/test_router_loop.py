@@ -12,13 +12,15 @@ import pytest
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.memory.log import MemoryLog
-from flowpilot.ports.log import Delivery, LogUnavailable, Producer, Record, TopicPartition
+from flowpilot.ports.log import Delivery, LogUnavailable, Producer, Record
 from flowpilot.router.errors import RouterStopped
+from flowpilot.router.positions import Positions
 from flowpilot.router.router import Router
 from flowpilot_schemas.definition import StepDefinition, TriggerDefinition, WorkflowDefinition
 from flowpilot_schemas.ids import keyed_execution_id, record_execution_id
 from flowpilot_schemas.limits import Limits
 from flowpilot_schemas.topics import Topics
+from flowpilot_schemas.triggers import PositionKey
 
 TOPICS = Topics()
 
@@ -83,13 +85,15 @@ class World:
     def letters(self) -> list[dict[str, Any]]:
         return [json.loads(record.value or b"") for record in self.log.records(TOPICS.dead_letters)]
 
-    async def committed(self, topic: str) -> int:
-        """How many records of `topic` are committed, by a member that takes part for a moment only."""
-        asked = self.log.consumer(TOPICS.router_group, [])
-        partitions = [TopicPartition(topic, number) for number in range(self.log.partitions(topic))]
-        found = await asked.committed(partitions)
-        await asked.close()
-        return sum(offset or 0 for offset in found.values())
+    async def served(self, workflow: str, topic: str) -> int:
+        """How many records of `topic` the committed positions of the workflow say are served."""
+        positions = Positions(self.log.producer(), self.log.reader(), TOPICS.positions)
+        await positions.refresh()
+        keys = [
+            PositionKey(workflow, topic, number, self.log.topic_id(topic))
+            for number in range(self.log.partitions(topic))
+        ]
+        return sum(found.next_offset for key in keys if (found := positions.get(key)) is not None)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -125,7 +129,13 @@ def test_records_of_several_topics_start_several_workflows() -> None:
         assert record_execution_id("billing", world.log.topic_id("orders"), 0, 0) in ids
         assert {record.key for record in world.log.records(TOPICS.events)} == {known.encode() for known in ids}
         assert (world.letters()[0]["topic"], world.letters()[0]["offset"]) == ("orders", 1)
-        assert [await world.committed(topic) for topic in ("patients", "orders", TOPICS.triggers)] == [20, 3, 1]
+        places = [
+            ("onboarding", "patients"),
+            ("billing", "patients"),
+            ("billing", "orders"),
+            ("*", TOPICS.triggers),
+        ]
+        assert [await world.served(*place) for place in places] == [20, 20, 3, 1]
 
     run(test)
 
@@ -203,13 +213,13 @@ def test_a_crash_after_the_send_starts_the_same_executions_again() -> None:
         await asyncio.gather(task, return_exceptions=True)
         sent, letters = world.starts(), world.letters()
         assert (len(sent), len(letters)) == (20, 1)
-        assert await world.committed("patients") == 0
+        assert await world.served("plain", "patients") == 0
         async with world.running():
             await until(lambda: len(world.starts()) == 40)
         again = world.starts()
         assert sorted(start["execution"] for start in again) == sorted(2 * [start["execution"] for start in sent])
         assert world.letters() == 2 * letters
-        assert await world.committed("patients") == 11
+        assert await world.served("plain", "patients") == 11
 
     run(test)
 
@@ -221,10 +231,10 @@ def test_a_failed_send_is_repeated_and_nothing_is_committed_before() -> None:
         await world.publish("patients", *range(10))
         async with world.running(Faulty(world.log, ["part", "part"])):
             await until(lambda: len({start["execution"] for start in world.starts()}) == 5)
-            assert await world.committed("patients") == 0
+            assert await world.served("plain", "patients") == 0
             await until(lambda: len({start["execution"] for start in world.starts()}) == 10)
         assert len(world.starts()) == 20
-        assert await world.committed("patients") == 10
+        assert await world.served("plain", "patients") == 10
 
     run(test)
 
@@ -236,7 +246,7 @@ def test_a_refusal_for_good_stops_the_router_without_a_commit() -> None:
         await world.publish("patients", 1)
         with pytest.raises(RouterStopped, match="not authorised"):
             await asyncio.wait_for(world.router(Faulty(world.log, ["refused"])).run(), 5)
-        assert await world.committed("patients") == 0
+        assert await world.served("plain", "patients") == 0
         async with world.running():
             await until(lambda: len(world.starts()) == 1)
 
@@ -256,7 +266,7 @@ def test_two_routers_share_the_partitions_and_hand_over_without_repeating() -> N
             await world.publish("patients", *range(40))
             await until(lambda: len(world.starts()) >= 120)
         assert len({start["execution"] for start in world.starts()}) == 120 == len(world.starts())
-        assert await world.committed("patients") == 120
+        assert await world.served("plain", "patients") == 120
 
     run(test)
 
