@@ -1,4 +1,4 @@
-"""The audit writer: history, dead letters and definitions from the log into the store, each exactly once.
+"""The audit writer: what roles leave on the log (history, dead letters, …) into the store, each exactly once.
 
 The positions live in the store and move in the transaction that stores what was read, so a crash anywhere, a
 second writer or a store that went away lead to the same rows. The group's own commits are for lag displays only.
@@ -89,7 +89,8 @@ class AuditWriter:
 
     async def run(self) -> None:
         """Write until `stop`."""
-        names = [self._topics.history, self._topics.dead_letters, self._topics.definitions]
+        topics = self._topics
+        names = [topics.history, topics.dead_letters, topics.definitions, topics.fates]
         self._consumer = self._make_consumer(names, on_assigned=self._assigned, on_revoked=self._revoked)
         try:
             while not self._stopping.is_set():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flowpilot.cli import execution, roles, workflow
+from flowpilot.cli import execution, roles, trigger, workflow
 from flowpilot.cli.failures import Exit, report
 
 app = typer.Typer(
@@ -56,6 +56,7 @@ def root(
 roles.add_to(app)
 app.add_typer(workflow.app)
 app.add_typer(execution.app)
+app.add_typer(trigger.app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -62,6 +62,7 @@ HELPS = [
     *((name,) for name in ("setup", "engine", "router", "worker", "audit", "workflow", "execution")),
     *(("workflow", name) for name in ("apply", "list")),
     *(("execution", name) for name in ("start", "list", "show", "cancel", "verify")),
+    *(("trigger", name) for name in ("fate", "dry-run")),
 ]
 
 
@@ -144,6 +145,9 @@ def test_postgresql_that_is_not_there() -> None:
         (("execution", "list", "--status", "done"), "running"),
         (("execution", "list", "--limit", "0"), "limit"),
         (("execution", "cancel", "an-id"), "--reason"),
+        (("trigger", "fate", "orders", "0", "-1"), "OFFSET"),
+        (("trigger", "fate", "orders", "one", "0"), "PARTITION"),
+        (("trigger", "dry-run", "orders", "--header", "ce_id"), "NAME=VALUE"),
         (("worker",), "WORKFLOW"),
         (("frobnicate",), "frobnicate"),
     ],
