@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.memory.log import MemoryLog
-from flowpilot.ports.log import Delivery, LogUnavailable, Producer, Record
+from flowpilot.ports.log import Delivery, Fetched, LogUnavailable, Producer, Record
 from flowpilot.router.errors import RouterStopped
 from flowpilot.router.positions import Positions
 from flowpilot.router.router import Router
@@ -39,6 +40,7 @@ class World:
 
     def __init__(self) -> None:
         self.log = MemoryLog()
+        self.polled: Counter[str] = Counter()
         for topic in TOPICS.core():
             self.log.create_topic(topic.name, topic.partitions or 4, max_message_bytes=10 << 20)
         self.definitions = LogDefinitions(self.log.producer(), self.log.reader(), TOPICS.definitions)
@@ -56,17 +58,25 @@ class World:
 
     def router(self, producer: Producer | None = None, **options: Any) -> Router:
         def consumer(topics: Sequence[str], **handlers: Any) -> Any:
-            return self.log.consumer(TOPICS.router_group, topics, **handlers)
+            made = self.log.consumer(TOPICS.router_group, topics, **handlers)
+            poll = made.poll
+
+            async def counted(max_records: int, timeout: float) -> list[Fetched]:
+                found = await poll(max_records, timeout)
+                self.polled.update(record.topic for record in found)
+                return found
+
+            made.poll = counted  # type: ignore[method-assign]
+            return made
 
         return Router(
             TOPICS,
             Limits(),
             consumer=consumer,
             producer=producer or self.log.producer(),
-            reader=self.log.reader(),
             definitions=LogDefinitions(self.log.producer(), self.log.reader(), TOPICS.definitions),
             catalog=self,
-            **{"interval": 0.02, "commit_interval": 0.02, **options},
+            **{"reader": self.log.reader(), "interval": 0.02, "commit_interval": 0.02, **options},
         )
 
     @asynccontextmanager
@@ -81,6 +91,15 @@ class World:
 
     def starts(self) -> list[dict[str, Any]]:
         return [json.loads(record.value or b"") for record in self.log.records(TOPICS.events)]
+
+    def fates(self) -> list[tuple[str, int, str | None, str, list[list[int]]]]:
+        """What was filtered: topic, partition, workflow, reason, ranges."""
+        told = [json.loads(record.value or b"") for record in self.log.records(TOPICS.fates)]
+        return sorted(
+            (each["topic"], each["partition"], part.get("workflow"), part["reason"], part["ranges"])
+            for each in told
+            for part in each["filtered"]
+        )
 
     def letters(self) -> list[dict[str, Any]]:
         return [json.loads(record.value or b"") for record in self.log.records(TOPICS.dead_letters)]
