@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import BigInteger, Connection, cast, select
 from sqlalchemy.orm import Session
 
 from flowpilot.adapters.postgres.bulk import column_types, identifiers, literal, run, source
@@ -83,7 +83,7 @@ def fates_of(session: Session, topic: str, partition: int, offset: int) -> list[
         for row in started
     ]
     kept = TriggerFate
-    of_record = (kept.topic == topic, kept.partition == partition, kept.offsets.contains(offset))
+    of_record = (kept.topic == topic, kept.partition == partition, kept.offsets.contains(cast(offset, BigInteger)))
     others = session.execute(
         select(kept, execution.workflow_name)
         .outerjoin(execution, (execution.execution_id == kept.execution_id) & (execution.run == kept.run))
