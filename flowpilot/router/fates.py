@@ -21,9 +21,9 @@ class Omissions:
         self.size = 0
 
     def add(self, omitted: Omitted, first: int, last: int) -> None:
-        """The records from `first` to `last`; for each workflow and reason in the order of their offsets."""
+        """The records from `first` to `last`. Those that follow one another are one range."""
         ranges = self._ranges.setdefault(omitted, [])
-        if ranges and ranges[-1][1] + 1 >= first:
+        if ranges and ranges[-1][0] <= first <= ranges[-1][1] + 1:
             ranges[-1][1] = max(ranges[-1][1], last)
         else:
             ranges.append([first, last])

@@ -39,7 +39,7 @@ class Reading:
 
     def behind(self, readers: Iterable[str]) -> list[str]:
         """Those that are not at the cursor yet."""
-        return [name for name in readers if self.next[name] < self.cursor]
+        return [name for name in readers if self.next.get(name, self.cursor) < self.cursor]
 
     def keep_only(self, readers: Collection[str]) -> None:
         """Forget the workflows that read the topic no more; their positions stay in the log."""

@@ -81,7 +81,6 @@ class Router:
         self._stopping = asyncio.Event()
         self._consumer: Subscriber | None = None
         self._subscribed: frozenset[str] = frozenset()
-        self._topic_ids: dict[str, str] = {}
         self._where = routes(definitions, topics, limits)
         self._waiting: set[TopicPartition] = set()  # assigned, paused, not open yet
         self._readings: dict[TopicPartition, Reading] = {}
@@ -165,13 +164,15 @@ class Router:
         await self._refresh()
         await self._positions.refresh()
         wanted = self._where.topics
-        self._topic_ids = await self._catalog.topic_ids(wanted)
+        ids = await self._catalog.topic_ids(wanted)
         for reading in list(self._readings.values()):
-            if self._topic_ids.get(reading.partition.topic) != reading.topic_id:
+            if ids.get(reading.partition.topic) != reading.topic_id:
                 self._reopen(reading)
             for name in [name for name in reading.saved if self._positions.is_outdated(reading.key(name))]:
                 del reading.saved[name]  # the next commit writes it again
-        there = frozenset(self._topic_ids)
+        for reading in self._readings.values():
+            await self._opening.join(self._where, reading)
+        there = frozenset(ids)
         if there == self._subscribed or not there:
             return
         if self._consumer is None:
@@ -220,9 +221,10 @@ class Router:
         for another turn."""
         try:
             await self._positions.refresh()
+            ids = await self._catalog.topic_ids({partition.topic for partition in self._waiting})
             for partition in sorted(self._waiting):
-                if partition.topic in self._topic_ids and self._where.readers(partition.topic):
-                    reading = await self._opening.open(self._where, partition, self._topic_ids[partition.topic])
+                if partition.topic in ids and self._where.readers(partition.topic):
+                    reading = await self._opening.open(self._where, partition, ids[partition.topic])
                     self._waiting.discard(partition)
                     self._readings[partition] = reading
                     consumer.seek(partition, reading.cursor)
@@ -242,9 +244,7 @@ class Router:
             if reading is None:
                 continue
             if arrived[0].offset < reading.cursor:
-                # A topic that was made again counts from 0 again.
-                self._topic_ids |= await self._catalog.topic_ids([partition.topic])
-                self._reopen(reading)
+                self._reopen(reading)  # a topic that was made again counts from 0 again
                 continue
             await self._opening.join(self._where, reading)
             readers = self._where.readers(partition.topic)

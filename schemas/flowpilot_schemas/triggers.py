@@ -60,7 +60,7 @@ class TriggerPosition(_Message):
 
 
 class Filtered(BaseModel):
-    """Records that started nothing and are no dead letters, as ranges [first, last] of offsets, ascending.
+    """Records that started nothing and are no dead letters, as ranges [first, last] of offsets.
 
     `tombstone`: no value. `where`: the trigger's expression is not true. `before_start`: older than the trigger's
     start. `expired`: retention removed them before they were read.

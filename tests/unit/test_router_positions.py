@@ -9,6 +9,8 @@ from typing import Any
 
 from flowpilot.ports.log import LogUnavailable, Record
 from flowpilot.router import backfill
+from flowpilot.router.fates import Omissions
+from flowpilot.router.routing import Omitted
 from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import pointer_key
 from flowpilot_schemas.history import iso
@@ -143,6 +145,19 @@ def test_a_workflow_that_goes_back_starts_nothing_for_another(monkeypatch: Any) 
         for name in ("first", "second"):
             assert inputs(world, name) == list(range(120))
             assert await world.served(name, "orders") == 120
+
+    run(test)
+
+
+def test_it_goes_back_though_nothing_new_arrives() -> None:
+    async def test(world: World) -> None:
+        world.log.create_topic("orders", 2)
+        await world.definitions.register(workflow("first", "orders"))
+        await world.publish("orders", *range(10))
+        async with world.running():
+            await until(lambda: len(world.starts()) == 10)
+            await world.definitions.register(workflow("second", "orders", start="earliest"))
+            await until(lambda: inputs(world, "second") == list(range(10)))
 
     run(test)
 
@@ -303,6 +318,14 @@ def test_a_topic_made_again_while_it_is_read_begins_anew() -> None:
 
 
 # What was filtered
+
+
+def test_ranges_are_told_whatever_their_order() -> None:
+    omissions, omitted = Omissions(), Omitted("plain", "where")
+    for first, last in [(7, 7), (8, 9), (11, 12), (3, 3), (4, 6), (5, 5), (7, 8)]:
+        omissions.add(omitted, first, last)
+    [part] = omissions.message("orders", 0, "id").filtered
+    assert part.ranges == [(7, 9), (11, 12), (3, 8)]
 
 
 def test_what_a_where_drops_is_a_range_and_not_a_record_each() -> None:
