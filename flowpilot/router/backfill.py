@@ -13,14 +13,13 @@ SLICE = 1_000
 
 async def next_slice(where: Routes, reader: Reader, reading: Reading) -> Served:
     """The next slice for those that are behind: one read for all of them. Raises `LogUnavailable`."""
-    readers = where.readers(reading.partition.topic)
     low, _ = await reader.bounds(*reading.partition)
-    for name in reading.behind(readers):
+    for name in reading.behind(where):
         if reading.next[name] < low:
             expired = Omitted(None if name == ANY_WORKFLOW else name, "expired")
             reading.omissions.add(expired, reading.next[name], low - 1)
             reading.next[name] = low
-    behind = reading.behind(readers)
+    behind = reading.behind(where)
     start = min((reading.next[name] for name in behind), default=reading.cursor)
     end = min(start + SLICE, reading.cursor)
     records = await reader.read(*reading.partition, start, end)

@@ -34,7 +34,7 @@ class Opening:
         """Give each reader of the topic that has none yet its position, and a new one to a workflow that was
         deleted and registered again."""
         newcomers = []
-        for name, triggers in where.readers(reading.partition.topic).items():
+        for name, triggers in reading.readers(where).items():
             registration = self._definitions.registration(name) or Registration(0)
             if name not in reading.next or _is_over(reading.registered[name], registration):
                 newcomers.append((name, triggers, registration))

@@ -14,6 +14,7 @@ from flowpilot.ports.log import Fetched, Record, TopicPartition
 from flowpilot.router.fates import Omissions
 from flowpilot.router.routing import Omitted, Routes, route
 from flowpilot_schemas.codec import encode_message
+from flowpilot_schemas.definition import TriggerDefinition
 from flowpilot_schemas.messages import DeadLetter, StartExecution
 from flowpilot_schemas.triggers import PositionKey, TriggerPosition
 
@@ -37,9 +38,13 @@ class Reading:
         """The key of a workflow's position."""
         return PositionKey(workflow, *self.partition, self.topic_id)
 
-    def behind(self, readers: Iterable[str]) -> list[str]:
+    def readers(self, where: Routes) -> dict[str, list[TriggerDefinition]]:
+        """The workflows that read the topic."""
+        return where.readers.get(self.partition.topic, {})
+
+    def behind(self, where: Routes) -> list[str]:
         """Those that are not at the cursor yet."""
-        return [name for name in readers if self.next.get(name, self.cursor) < self.cursor]
+        return [name for name in self.readers(where) if self.next.get(name, self.cursor) < self.cursor]
 
     def keep_only(self, readers: Collection[str]) -> None:
         """Forget the workflows that read the topic no more; their positions stay in the log."""
@@ -87,7 +92,7 @@ def serve(
     served = Served(reading, workflows, end, [], [])
     if not workflows:
         return served
-    all_of_them = len(workflows) == len(where.readers(reading.partition.topic))
+    all_of_them = len(workflows) == len(reading.readers(where))
     settled = max(reading.next[name] for name in workflows)
     for record in records:
         only = None

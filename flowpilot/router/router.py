@@ -113,9 +113,7 @@ class Router:
         if self._is_member and not self._is_ready and (self._readings or not self._waiting):
             self._is_ready = True
             self._on_ready(self._subscribed)
-        behind = [
-            each for each in self._readings.values() if each.behind(self._where.readers(each.partition.topic))
-        ]
+        behind = [each for each in self._readings.values() if each.behind(self._where)]
         records = await consumer.poll(BATCH, 0.0 if behind else IDLE_POLL)
         if records:
             await self._patiently(lambda: self._take(records))
@@ -223,7 +221,7 @@ class Router:
             await self._positions.refresh()
             ids = await self._catalog.topic_ids({partition.topic for partition in self._waiting})
             for partition in sorted(self._waiting):
-                if partition.topic in ids and self._where.readers(partition.topic):
+                if partition.topic in ids and partition.topic in self._where.readers:
                     reading = await self._opening.open(self._where, partition, ids[partition.topic])
                     self._waiting.discard(partition)
                     self._readings[partition] = reading
@@ -247,8 +245,7 @@ class Router:
                 self._reopen(reading)  # a topic that was made again counts from 0 again
                 continue
             await self._opening.join(self._where, reading)
-            readers = self._where.readers(partition.topic)
-            live = [name for name in readers if reading.next[name] >= reading.cursor]
+            live = [name for name in reading.readers(self._where) if reading.next[name] >= reading.cursor]
             batch.append(serve(self._where, reading, live, arrived, arrived[-1].offset + 1))
         await self._output.produce(batch)
         for served in batch:
@@ -273,7 +270,7 @@ class Router:
         readings = list(readings)
         await self._output.commit(readings)
         for reading in readings:
-            reading.keep_only(self._where.readers(reading.partition.topic))
+            reading.keep_only(reading.readers(self._where))
         # The group's own offsets only tell its lag.
         moved = {each.partition: each.cursor for each in readings if each.committed != each.cursor}
         if moved and self._consumer is not None:

@@ -60,32 +60,29 @@ class Subscription(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Where records go: `triggers` is the topic whose records name their workflow."""
+    """Where records go: `triggers` is the topic whose records name their workflow.
+
+    `readers`: by topic, the workflows that read it, each with its triggers; who is named by the records is `*`.
+    """
 
     triggers: str
     limits: Limits
     definitions: KnownDefinitions
     subscriptions: dict[str, tuple[Subscription, ...]]
+    readers: dict[str, dict[str, list[TriggerDefinition]]]
 
     @property
     def topics(self) -> frozenset[str]:
         """Every topic to be read."""
         return frozenset((self.triggers, *self.subscriptions))
 
-    def readers(self, topic: str) -> dict[str, list[TriggerDefinition]]:
-        """The workflows that read the topic, each with its triggers; who is named by the records is `*`."""
-        if topic == self.triggers:
-            return {ANY_WORKFLOW: [TriggerDefinition(topic=topic, start="earliest")]}
-        found: dict[str, list[TriggerDefinition]] = {}
-        for definition, trigger in self.subscriptions.get(topic, ()):
-            found.setdefault(definition.name, []).append(trigger)
-        return found
-
 
 def routes(definitions: KnownDefinitions, topics: Topics, limits: Limits) -> Routes:
     """The routes of the current version of every workflow. A trigger on one of FlowPilot's own topics is left
     out: it would feed FlowPilot its own records."""
     found: dict[str, list[Subscription]] = {}
+    named = TriggerDefinition(topic=topics.triggers, start="earliest")
+    readers: dict[str, dict[str, list[TriggerDefinition]]] = {topics.triggers: {ANY_WORKFLOW: [named]}}
     ours = {topic.name for topic in topics.core()}
     for workflow in sorted(definitions.workflows()):
         definition = definitions.current(workflow)
@@ -93,7 +90,9 @@ def routes(definitions: KnownDefinitions, topics: Topics, limits: Limits) -> Rou
             is_ours = trigger.topic in ours or trigger.topic.startswith(topics.steps(""))
             if definition is not None and not is_ours:
                 found.setdefault(trigger.topic, []).append(Subscription(definition, trigger))
-    return Routes(topics.triggers, limits, definitions, {topic: tuple(subs) for topic, subs in found.items()})
+                readers.setdefault(trigger.topic, {}).setdefault(workflow, []).append(trigger)
+    subscriptions = {topic: tuple(each) for topic, each in found.items()}
+    return Routes(topics.triggers, limits, definitions, subscriptions, readers)
 
 
 def route(where: Routes, record: Fetched, topic_id: str, only: Container[str] | None = None) -> list[Outcome]:
