@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,3 +95,11 @@ def test_a_large_record_takes_no_long_time() -> None:
     assert not Where('data.items.exists(i, i.sku == "none")')(data, None)
     assert Where("!" * 996 + "true")(data, None)
     assert time.monotonic() - began < 3
+
+
+def test_the_examples_of_the_documentation_can_be_used() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "triggers.md").read_text()
+    examples = re.findall(r"""where=(?:'([^']+)'|"([^"]+)")""", text)
+    assert len(examples) == 5
+    for example in examples:
+        assert isinstance(compiled("".join(example)), Where), example
