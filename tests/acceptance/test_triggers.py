@@ -42,7 +42,15 @@ def structured(id: str, **data: Any) -> bytes:
     return json.dumps({**EVENT, "id": id, "data": data}).encode()
 
 
-def test_each_record_has_a_fate_that_can_be_asked_for(system: RunningSystem, tmp_path: Path) -> None:
+def dry_run(system: RunningSystem, topic: str, record: bytes, *options: str, code: Exit = Exit.OK) -> Any:
+    process = system.cli_process("trigger", "dry-run", topic, *options, "-o", "json")
+    out, err = process.communicate(record.decode(), timeout=PATIENCE)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    return json.loads(out) if out else err
+
+
+def test_each_record_has_a_fate_that_can_be_asked_for_and_foretold(system: RunningSystem, tmp_path: Path) -> None:
     topic = f"{system.namespace}-payments"
     module = tmp_path / "payments.py"
     module.write_text(FLOWS.format(topic=topic))
@@ -96,25 +104,10 @@ def test_each_record_has_a_fate_that_can_be_asked_for(system: RunningSystem, tmp
     assert "dry-run" in missing.stderr
     assert (missing.stdout, missing.stderr.count("\n")) == ("", 1)
 
-
-def dry_run(system: RunningSystem, topic: str, record: bytes, *options: str, code: Exit = Exit.OK) -> Any:
-    process = system.cli_process("trigger", "dry-run", topic, *options, "-o", "json")
-    out, err = process.communicate(record.decode(), timeout=PATIENCE)
-    assert process.returncode == code, err
-    assert "Traceback" not in err
-    return json.loads(out) if out else err
-
-
-def test_a_dry_run_says_what_would_be_started(system: RunningSystem, tmp_path: Path) -> None:
-    topic = f"{system.namespace}-planned"
-    module = tmp_path / "planned.py"
-    module.write_text(FLOWS.format(topic=topic).replace('"ledger"', '"diary"').replace('"large"', '"huge"'))
-    for name in ("ledger", "large"):
-        system.cli("workflow", "apply", f"{module}:{name}")
-    options = [f"-Hce_{name}={value}" for name, value in {**EVENT, "id": "e-1"}.items()]
-    diary, huge = dry_run(system, topic, b'{"order": "o-1", "sum": 500}', *options)
-    assert diary["execution"] == event_execution_id("diary", "/shop", "e-1")
-    assert (huge["outcome"], huge["key"]) == ("start", "o-1")
+    options = [f"-Hce_{name}={value}" for name, value in {**EVENT, "id": "e-9"}.items()]
+    large, ledger = dry_run(system, topic, b'{"order": "o-9", "sum": 500}', *options)
+    assert (ledger["workflow"], ledger["execution"]) == ("ledger", event_execution_id("ledger", "/shop", "e-9"))
+    assert (large["workflow"], large["outcome"], large["key"]) == ("large", "start", "o-9")
     [letter] = dry_run(system, topic, b"{", code=Exit.ERROR)
     assert (letter["outcome"], letter["reason"]) == ("dead_letter", "not_json")
     assert "no registered workflow reads" in dry_run(system, "no-such-topic", b"1", code=Exit.NOT_FOUND)
