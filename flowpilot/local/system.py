@@ -22,7 +22,7 @@ class LocalSystem:
     """Roles on `services`. `environment` is laid over the settings; `cwd` is where workflows are found.
 
     Each role is a static group member under its own name, so that one that died takes its partitions back
-    at once when the supervisor starts it again.
+    at once when the supervisor starts it again; or, not `static`, a dynamic one, whose leaving is noticed at once.
     """
 
     def __init__(
@@ -53,9 +53,18 @@ class LocalSystem:
             raise LocalError(f"`flowpilot {' '.join(arguments)}` ended with {done.returncode}: {said}")
         return done
 
-    def start(self, name: str, role: str, *arguments: str, ready_timeout: float = 60) -> int:
+    def start(
+        self,
+        name: str,
+        role: str,
+        *arguments: str,
+        ready_timeout: float = 60,
+        static: bool = True,
+        restart: bool = True,
+    ) -> int:
         """Start a role as child `name`; returns its pid once it said that it is ready."""
-        env = {**self.environment, "FLOWPILOT_MEMBER_ID": self.environment.get("FLOWPILOT_NAMESPACE", "") + name}
+        member = {"FLOWPILOT_MEMBER_ID": self.environment.get("FLOWPILOT_NAMESPACE", "") + name} if static else {}
+        env = {**self.environment, **member}
         log = self.supervisor.log_path(name)
         said_before = self.times_ready(name)
         return self.supervisor.start(
@@ -63,7 +72,10 @@ class LocalSystem:
             [*_COMMAND, role, *arguments],
             env,
             ready=lambda: log.exists() and self.times_ready(name) > said_before,
+            restart=restart,
             ready_timeout=ready_timeout,
+            # Longer than a role takes to leave, which for a worker is its handlers' grace and the last answers.
+            grace=20,
             cwd=self.cwd,
         )
 
