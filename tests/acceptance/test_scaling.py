@@ -14,7 +14,6 @@ from tests.acceptance.running import prepared_system
 from tests.scaling import story
 from tests.scaling.__main__ import show
 from tests.scaling.scaling import Scaling
-from tests.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
 
@@ -61,6 +60,6 @@ def test_engines_share_the_partitions_and_take_over(scaling: Scaling) -> None:
 def test_in_the_end_ledger_history_and_audit_agree(scaling: Scaling) -> None:
     assert scaling.differences() == []
     query = "select worker_id, count(*) from task_execution where status = 'completed' group by worker_id"
-    kept = {worker: count for worker, count in scaling.system.ask(query)}
+    kept = dict(scaling.system.ask(query))
     assert kept == Counter(step.worker_id for step in scaling.steps())
     assert scaling.system.cli("execution", "verify").stdout == ""

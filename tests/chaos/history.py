@@ -24,7 +24,7 @@ class Chain:
 
 
 class StepDone(NamedTuple):
-    """A `StepCompleted`: when the broker took it (ms since the epoch), its partition, who ran the step and since when."""
+    """A `StepCompleted`: when it was written (ms since the epoch), its partition, who ran the step since when."""
 
     at: int
     partition: int

@@ -39,7 +39,8 @@ def main() -> int:
     }
     try:
         with LocalServices(data) as services:
-            scaling = Scaling(LocalSystem(services, environment=environment), Topics(), calls, static=options.static)
+            system = LocalSystem(services, environment=environment)
+            scaling = Scaling(system, Topics(), calls, static=options.static)
             with scaling.running():
                 story.workers(scaling, data, options.seconds)
                 story.engines(scaling, options.seconds)
@@ -67,12 +68,12 @@ def arguments() -> argparse.Namespace:
 
 def show(scaling: Scaling, console: Console) -> None:
     """Print the figures."""
-    phases = Table("", "steps/s", "longest pause, s", "share of each, %", title="Between", title_justify="left")
+    phases = Table("", "steps/s", "longest pause, s", "share of each")
     for phase in scaling.phases:
         total = sum(phase.shares.values())
         shares = "  ".join(f"{name} {count / total:.0%}" for name, count in phase.shares.items())
         phases.add_row(phase.name, f"{phase.rate:.1f}", f"{phase.pause:.2f}", shares)
-    changes = Table("", "took, s", "longest pause, s", "a newcomer: ready, s + first step, s", title="Changes", title_justify="left")
+    changes = Table("", "took, s", "longest pause, s", "newcomers: ready after + first step after, s")
     for change in scaling.changes:
         joined = "  ".join(f"{name} {ready:.1f} + {first:.1f}" for name, (ready, first) in change.joined.items())
         changes.add_row(change.name, f"{change.seconds:.1f}", f"{change.pause:.2f}", joined)
