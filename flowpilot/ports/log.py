@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from flowpilot.core.errors import FlowPilotError
+
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -49,6 +51,17 @@ class LogUnavailable(Exception):
     """The log did not answer, or refused for a reason that may pass. What was asked may or may not be done."""
 
 
+class MemberFenced(FlowPilotError):
+    """Another process is a static member of the group under the same id, and has this one's partitions."""
+
+    def __init__(self, group: str, member: str) -> None:
+        super().__init__(
+            f"another process joined the group {group} as {member}: give each process a FLOWPILOT_MEMBER_ID of its "
+            "own, or unset it"
+        )
+        self.group, self.member = group, member
+
+
 class Producer(Protocol):
     """Produces in order, without gaps and duplicates of its own making (an idempotent producer)."""
 
@@ -81,7 +94,10 @@ class Consumer(Protocol):
     is polled; after `on_revoked` returns, another member may own the partitions."""
 
     async def poll(self, max_records: int, timeout: float) -> list[Fetched]:
-        """Up to `max_records` that are there now; waits up to `timeout` seconds for the first."""
+        """Up to `max_records` that are there now; waits up to `timeout` seconds for the first.
+
+        Raises `LogUnavailable`, and `MemberFenced` from then on.
+        """
         ...
 
     async def commit(self, positions: Mapping[TopicPartition, int]) -> None:

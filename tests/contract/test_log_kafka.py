@@ -22,7 +22,7 @@ from flowpilot.adapters.kafka.config import consumer_properties, producer_proper
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
-from flowpilot.ports.log import Delivery, LogUnavailable, Record, TopicPartition
+from flowpilot.ports.log import Delivery, LogUnavailable, MemberFenced, Record, TopicPartition
 from flowpilot.settings import Settings
 from tests.conftest import delete_topics
 from tests.waiting import eventually
@@ -264,3 +264,30 @@ def test_administration_says_what_is_wrong(settings: Settings) -> None:
     too_many = settings.model_copy(update={"replication_factor": 9})
     with pytest.raises(AdminError, match="FLOWPILOT_REPLICATION_FACTOR"):
         KafkaAdmin(too_many).setup()
+
+
+def test_of_two_members_with_one_static_id_the_first_is_told(kafka_settings: Settings) -> None:
+    topic, group = kafka_settings.topics.triggers, f"{kafka_settings.namespace}.twins"
+    properties = consumer_properties(kafka_settings.model_copy(update={"member_id": "twin"}), group)
+
+    async def scenario() -> None:
+        assigned: list[TopicPartition] = []
+
+        async def note(partitions: Sequence[TopicPartition]) -> None:
+            assigned.extend(partitions)
+
+        first = KafkaConsumer(properties, [topic], on_assigned=note)
+        while not assigned:
+            await first.poll(1, 0.1)
+        second = KafkaConsumer(properties, [topic])
+        with pytest.raises(MemberFenced, match=f"group {group} as twin.*FLOWPILOT_MEMBER_ID"):
+            async with asyncio.timeout(30):
+                while True:
+                    await asyncio.gather(first.poll(1, 0.1), second.poll(1, 0.1))
+        for _ in range(2):  # for good: it never looks like a quiet topic
+            with pytest.raises(MemberFenced):
+                await first.poll(1, 0.1)
+        await first.close()
+        await second.close()
+
+    run(scenario())

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ConfluentPartition
 
 from flowpilot.adapters.kafka.config import Properties
-from flowpilot.ports.log import Fetched, LogUnavailable, Rebalanced, TopicPartition
+from flowpilot.ports.log import Fetched, LogUnavailable, MemberFenced, Rebalanced, TopicPartition
 
 # The group is between two generations. A member that goes on belongs to the next one in a moment, and keeps its
 # partitions until `on_revoked` is over, which no call of this thread overtakes.
@@ -28,8 +28,12 @@ _LOST = _UNSETTLED | frozenset(
         KafkaError._ASSIGNMENT_LOST,
         KafkaError._NO_OFFSET,
         KafkaError._STATE,
+        KafkaError._FATAL,  # `poll` says which
     }
 )
+
+# The text of the only fatal error that a member of a classic group meets, as it is within that of `_FATAL`.
+_FENCED = KafkaError(KafkaError.FENCED_INSTANCE_ID).str()
 
 # Seconds: how long a commit or a seek may have to wait for a poll that finds nothing.
 _SLICE = 0.05
@@ -70,6 +74,8 @@ class KafkaConsumer:
         self._under_way: asyncio.Future[list[Fetched]] | None = None
         self._failed: BaseException | None = None  # by a handler: for good
         self._error: LogUnavailable | None = None
+        self._dead: LogUnavailable | MemberFenced | None = None  # librdkafka goes silent after a fatal error
+        self._group, self._member = str(properties["group.id"]), str(properties.get("group.instance.id", ""))
         self._closing = self._closed = self._handling = False
         self._subscribe(topics)
 
@@ -144,6 +150,8 @@ class KafkaConsumer:
         if self._error is not None and not found:  # what was fetched with it goes first
             error, self._error = self._error, None
             raise error
+        if self._dead is not None and not found:
+            raise self._dead
         if self._seeks:  # came meanwhile: what was fetched there is from before
             found = [record for record in found if record[:2] not in self._seeks]
         return found
@@ -162,12 +170,15 @@ class KafkaConsumer:
             error = message.error()
             if error is None:
                 found.append(fetched(message))
+            elif error.code() == KafkaError._FATAL:
+                fenced = _FENCED in error.str()
+                self._dead = MemberFenced(self._group, self._member) if fenced else LogUnavailable(error.str())
             elif error.fatal() or not (error.retriable() or error.code() in PASSING):
                 self._error = LogUnavailable(f"{error.name()}: {error.str()}")
         return found
 
     def _first(self, deadline: float) -> Any:
-        while self._failed is None and self._error is None:
+        while self._failed is None and self._error is None and self._dead is None:
             self._serve()
             while self._seeks:
                 self._seek(*self._seeks.popitem())
