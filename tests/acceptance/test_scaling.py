@@ -17,7 +17,7 @@ from tests.scaling.scaling import Scaling
 
 pytestmark = pytest.mark.acceptance
 
-SECONDS = 2.5  # of each phase
+SECONDS = 2  # of each phase
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,14 @@ def test_engines_share_the_partitions_and_take_over(scaling: Scaling) -> None:
     told = story.engines(scaling, SECONDS)
     assert list(told.one.shares) == ["engine-1"]
     assert list(told.two.shares) == ["engine-1", "engine-2"]
-    assert min(told.two.shares.values()) > 0.2 * sum(told.two.shares.values()), told.two
+    assert min(told.two.shares.values()) > 0.1 * sum(told.two.shares.values()), told.two
     assert list(told.other.shares) == ["engine-2"]
     assert told.statuses == [0]
 
 
 def test_in_the_end_ledger_history_and_audit_agree(scaling: Scaling) -> None:
     assert scaling.differences() == []
+    assert set(scaling.starts(scaling.held).values()) <= {1}  # also by those that took over last
     query = "select worker_id, count(*) from task_execution where status = 'completed' group by worker_id"
     kept = dict(scaling.system.ask(query))
     assert kept == Counter(step.worker_id for step in scaling.steps())

@@ -29,7 +29,7 @@ from tests.waiting import eventually
 CONCURRENCY = 4
 PARTITIONS = 4
 # Executions live at once: enough that no partition runs dry, and few enough to end soon when the load stops.
-DEPTH = 120
+DEPTH = 96
 PATIENCE = 60.0
 
 
