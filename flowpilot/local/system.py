@@ -60,7 +60,6 @@ class LocalSystem:
         *arguments: str,
         ready_timeout: float = 60,
         static: bool = True,
-        restart: bool = True,
     ) -> int:
         """Start a role as child `name`; returns its pid once it said that it is ready."""
         member = {"FLOWPILOT_MEMBER_ID": self.environment.get("FLOWPILOT_NAMESPACE", "") + name} if static else {}
@@ -72,7 +71,6 @@ class LocalSystem:
             [*_COMMAND, role, *arguments],
             env,
             ready=lambda: log.exists() and self.times_ready(name) > said_before,
-            restart=restart,
             ready_timeout=ready_timeout,
             # Longer than a role takes to leave, which for a worker is its handlers' grace and the last answers.
             grace=20,

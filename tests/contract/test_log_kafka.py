@@ -280,10 +280,13 @@ def test_of_two_members_with_one_static_id_the_first_is_told(kafka_settings: Set
         while not assigned:
             await first.poll(1, 0.1)
         second = KafkaConsumer(properties, [topic])
+
+        async def read_on() -> None:
+            while True:
+                await asyncio.gather(first.poll(1, 0.1), second.poll(1, 0.1))
+
         with pytest.raises(MemberFenced, match=f"group {group} as twin.*FLOWPILOT_MEMBER_ID"):
-            async with asyncio.timeout(30):
-                while True:
-                    await asyncio.gather(first.poll(1, 0.1), second.poll(1, 0.1))
+            await asyncio.wait_for(read_on(), 30)
         for _ in range(2):  # for good: it never looks like a quiet topic
             with pytest.raises(MemberFenced):
                 await first.poll(1, 0.1)

@@ -5,7 +5,6 @@ Times are those of the history records, by the broker's clock, and of the proces
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,14 +84,12 @@ class Scaling:
     # Processes
 
     def start(self, roles: Mapping[str, str]) -> None:
-        """Start processes (name: role) side by side, and wait until they are ready. None is started again."""
+        """Start processes (name: role) side by side, and wait until they are ready."""
 
         def start(name: str, role: str) -> None:
             began = time.time()
             serving = (*WORKFLOWS, "--concurrency", str(CONCURRENCY)) if role == "worker" else ()
-            self.pids[name] = self.system.start(
-                name, role, *serving, ready_timeout=PATIENCE, static=self.static, restart=False
-            )
+            self.pids[name] = self.system.start(name, role, *serving, ready_timeout=PATIENCE, static=self.static)
             self._ready[name] = (time.time(), time.time() - began)
 
         with ThreadPoolExecutor(len(roles)) as pool:
@@ -101,13 +98,10 @@ class Scaling:
 
     def leave(self, names: Sequence[str], meanwhile: Callable[[], None] = lambda: None) -> list[int | None]:
         """Ask processes to leave by SIGTERM, call `meanwhile`, and wait for their ends; the exit statuses."""
-        for name in names:
-            self.system.supervisor.kill(name, signal.SIGTERM)
-        meanwhile()
-        statuses = [self.system.supervisor.wait(name, PATIENCE) for name in names]
-        for name in names:
-            self.system.supervisor.stop(name)
-        return statuses
+        with ThreadPoolExecutor(len(names)) as pool:
+            leaving = [pool.submit(self.system.supervisor.stop, name) for name in names]
+            meanwhile()
+            return [left.result() for left in leaving]
 
     # Groups
 
