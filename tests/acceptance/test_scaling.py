@@ -30,7 +30,7 @@ def scaling(services: LocalServices, tmp_path_factory: pytest.TempPathFactory) -
         scaling = Scaling(system, system.settings.topics, calls)
         with scaling.running():
             yield scaling
-        show(scaling, Console(width=120))
+        show(scaling, Console(width=130))
 
 
 def test_workers_share_the_work_and_hand_it_over(scaling: Scaling, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def main() -> int:
     options = arguments()
     data = Path(tempfile.mkdtemp(prefix="flowpilot-scale-"))
     data.chmod(0o755)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
     calls = data / "calls"
     calls.touch()
     environment = {
@@ -45,10 +45,10 @@ def main() -> int:
                 story.workers(scaling, data, options.seconds)
                 story.engines(scaling, options.seconds)
                 differences = scaling.differences()
+            show(scaling, console)
+            long = scaling.starts(scaling.held)
     finally:
         remove_data(data)
-    show(scaling, console)
-    long = scaling.starts(scaling.held)
     again = sum(long.values()) - len(long)
     console.print(f"{len(long)} long handlers, {again} started again")
     for difference in differences[:50]:
@@ -73,10 +73,12 @@ def show(scaling: Scaling, console: Console) -> None:
         total = sum(phase.shares.values())
         shares = "  ".join(f"{name} {count / total:.0%}" for name, count in phase.shares.items())
         phases.add_row(phase.name, f"{phase.rate:.1f}", f"{phase.pause:.2f}", shares)
-    changes = Table("", "took, s", "longest pause, s", "newcomers: ready after + first step after, s")
+    changes = Table(
+        "", "took, s", "longest pause, s", "of one partition, s", "newcomers: ready after + first step after, s"
+    )
     for change in scaling.changes:
         joined = "  ".join(f"{name} {ready:.1f} + {first:.1f}" for name, (ready, first) in change.joined.items())
-        changes.add_row(change.name, f"{change.seconds:.1f}", f"{change.pause:.2f}", joined)
+        changes.add_row(change.name, f"{change.seconds:.1f}", f"{change.pause:.2f}", f"{change.worst:.2f}", joined)
     console.print(phases)
     console.print(changes)
     starts = scaling.starts()

@@ -49,6 +49,9 @@ class Change(NamedTuple):
     name: str
     seconds: float
     pause: float
+    """The longest time in seconds in which no step was completed."""
+    worst: float
+    """The same of the partition of executions that had the longest."""
     joined: dict[str, tuple[float, float]]
 
 
@@ -160,8 +163,12 @@ class Scaling:
         for newcomer in joining:
             at, took = self._ready[newcomer]
             joined[newcomer] = (took, max(0.0, firsts.get(newcomer, at) - at))
-        times = [began, *(step.at for step in self.steps(began)), ended := now()]
-        self.changes.append(Change(name, (ended - began) / 1000, _longest(times), joined))
+        steps, ended = self.steps(began), now()
+        pauses = [
+            _longest([began, *(step.at for step in steps if partition in (None, step.partition)), ended])
+            for partition in (None, *range(PARTITIONS))
+        ]
+        self.changes.append(Change(name, (ended - began) / 1000, pauses[0], max(pauses), joined))
 
     def _first(self, worker: str) -> float | None:
         """When the worker began the first step that it completed, s since the epoch."""
