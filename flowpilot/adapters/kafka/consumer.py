@@ -115,6 +115,8 @@ class KafkaConsumer:
         for item in partitions:
             item.offset = self._seeks.pop(TopicPartition(item.topic, item.partition), item.offset)
         consumer.incremental_assign(partitions)
+        # librdkafka remembers a pause from an earlier assignment, and would never deliver the partition again.
+        consumer.resume(partitions)
         held = [item for item in partitions if (item.topic, item.partition) in self._paused]
         if held:
             consumer.pause(held)
