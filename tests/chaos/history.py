@@ -95,8 +95,8 @@ class HistoryWatcher:
         if kind == "ExecutionStarted":
             self.keys[event["key"]] = event["execution"]
         if kind == "StepCompleted":
-            done = StepDone(message.timestamp()[1], message.partition(), event["worker_id"], event["started_at"])
-            self.steps.append(done)
+            who, since = event.get("worker_id", ""), event.get("started_at", "")
+            self.steps.append(StepDone(message.timestamp()[1], message.partition(), who, since))
         if kind in ENDS:
             if run in self.ended:
                 self.faults.append(f"{run} seq {seq}: ended twice")

@@ -41,6 +41,8 @@ class Phase(NamedTuple):
     pause: float
     """The longest time in seconds in which no step was completed."""
     shares: dict[str, int]
+    partitions: list[int]
+    """Those of the events topic in which something was completed."""
 
 
 class Change(NamedTuple):
@@ -143,7 +145,13 @@ class Scaling:
         steps = self.steps(began)
         shares = Counter(engines[step.partition] if engines else self.worker(step) for step in steps)
         rate = (len(steps) - 1) / (steps[-1].at - steps[0].at) * 1000
-        phase = Phase(name, rate, _longest([step.at for step in steps]), dict(sorted(shares.items())))
+        phase = Phase(
+            name,
+            rate,
+            _longest([step.at for step in steps]),
+            dict(sorted(shares.items())),
+            sorted({step.partition for step in steps}),
+        )
         self.phases.append(phase)
         return phase
 
