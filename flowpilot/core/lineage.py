@@ -13,14 +13,29 @@ from typing import NamedTuple
 from flowpilot.core import events as e
 from flowpilot.core.clip import clipped
 from flowpilot.core.decision import Decision
+from flowpilot.core.notices import LATEST_START_MS
 from flowpilot.core.state import Execution, Retry
 from flowpilot.core.status import TERMINAL_EXECUTION, ExecutionStatus
-from flowpilot_schemas.ids import retry_id, retry_number, root_id
-from flowpilot_schemas.messages import RetryEnded, RetryExecution, RetryForget, RetryOf, StartExecution
+from flowpilot_schemas.codec import encode
+from flowpilot_schemas.ids import MAX_RETRY, retry_id, retry_number, root_id
+from flowpilot_schemas.messages import (
+    RetryCheck,
+    RetryEnded,
+    RetryExecution,
+    RetryForget,
+    RetryOf,
+    StartExecution,
+)
+from flowpilot_schemas.topics import DAY
 
 # The root's state is written with each of them.
 MOST_RETRIES = 1_000
-OF_ROOTS = (e.RetryRefused, e.RetryBegun, e.RetryKnown, e.RetryOver, e.FamilyForgotten)
+# What a root waits for comes, unless three processes ended over it: so it asks now and then.
+CHECK_EVERY_MS = DAY
+OF_FAMILIES = (
+    *(e.RetryRefused, e.RetryBegun, e.RetryKnown, e.RetryOver),
+    *(e.RetryChecked, e.RetryDisowned, e.RetryEndTold, e.FamilyForgotten),
+)
 
 # As bytes of JSON.
 _TEXT_LIMIT = 1_000
@@ -34,11 +49,28 @@ class Refusal(NamedTuple):
     running: str | None = None
 
 
-def family_window(retries: Sequence[Retry], until: int) -> int | None:
-    """When a family may be forgotten, if its root alone might be at `until`; None while a retry runs."""
-    if any(retry.is_open for retry in retries):
-        return None
+def window_after_end(root: Execution, until: int) -> tuple[tuple[Retry, ...], int]:
+    """The retries of a root whose run has ended and is kept until then, and the root's new `forget_at`: when the
+    family may be forgotten or, while a retry runs, that one is checked."""
+    running = _running(root.retries)
+    if running is None or root.forget_at is None:
+        return root.retries, _window(root.retries, until)
+    longer = running._replace(until=max(running.until, until))
+    return tuple([longer if retry is running else retry for retry in root.retries]), root.forget_at
+
+
+def _window(retries: Sequence[Retry], until: int = 0) -> int:
     return max([until, *(retry.until for retry in retries)])
+
+
+def _running(retries: Sequence[Retry]) -> Retry | None:
+    return next((retry for retry in retries if retry.is_open), None)
+
+
+def is_late(message: StartExecution, at: int) -> bool:
+    """Whether the start of a retry comes so late that its family may have been forgotten meanwhile."""
+    asked_at = message.retry.asked_at if message.retry else None
+    return asked_at is not None and at - asked_at > LATEST_START_MS
 
 
 def is_known(state: Execution | None, message: RetryExecution) -> bool:
@@ -86,19 +118,23 @@ def opened(message: RetryExecution, offset: int) -> Execution:
 
 def is_stand_in(state: Execution) -> bool:
     """Whether the execution itself is not known, but retries of it."""
-    return state.forgotten and state.seq == 0
+    return state.forgotten and state.input_hash is None
+
+
+def is_marker(state: Execution) -> bool:
+    """Whether nothing is left of it to be known: a root that was forgotten may still have retries."""
+    return state.forgotten and not state.retries
 
 
 def inherited(before: Execution | None, decision: Decision) -> Decision:
     """A new run of a root that has retries: they are still those of its id."""
     if before is None or not before.retries:
         return decision
-    state = decision.state
-    until = state.forget_at
-    kept = family_window(before.retries, until) if until is not None else None
-    return decision._replace(
-        state=state._replace(retries=before.retries, last_retry=before.last_retry, forget_at=kept)
-    )
+    state, until = decision.state, decision.state.forget_at
+    retries, kept = before.retries, before.forget_at if _running(before.retries) else None
+    if until is not None:
+        retries, kept = window_after_end(before, until)
+    return decision._replace(state=state._replace(retries=retries, last_retry=before.last_retry, forget_at=kept))
 
 
 def decision(state: Execution, events: list[e.CoreEvent]) -> Decision:
@@ -124,7 +160,9 @@ def decide_retry(state: Execution, message: RetryExecution, at: int) -> list[e.C
     refusal = _why_not(state, message)
     if refusal is not None:
         asked = (clipped(message.actor, _TEXT_LIMIT), clipped(message.reason, _TEXT_LIMIT), message.request)
-        return [e.RetryRefused(message.execution, *asked, *refusal, reply)]
+        refused = e.RetryRefused(message.execution, *asked, *refusal, reply)
+        running = _running(state.retries)
+        return [refused, _checked(state, running, state.forget_at)] if running is not None else [refused]
     return [_begin(state, message, at)]
 
 
@@ -141,16 +179,41 @@ def again(state: Execution, event: e.CoreEvent) -> e.CoreEvent:
 
 
 def decide_ended(state: Execution, message: RetryEnded) -> list[e.CoreEvent]:
-    """A retry says that it is over; said again, or of an earlier family, it changes nothing."""
+    """A retry says that it is over; said again, it changes nothing. One of an earlier family can go."""
     retry = _find(state, retry_number(message.retry))
-    if retry is None or not retry.is_open or retry.request != message.request:
-        return []
-    return [e.RetryOver(retry.number, message.run, message.status, message.until)]
+    if retry is not None and retry.request == message.request:
+        if retry.is_open:
+            return [e.RetryOver(retry.number, message.run, message.status, message.until)]
+        if retry.run == message.run:
+            return []
+    return [e.RetryDisowned(message.retry, message.run)]
 
 
-def family_forgotten(state: Execution) -> e.FamilyForgotten:
-    """The retries that are to be forgotten with their root."""
+def decide_forget(state: Execution, at: int) -> e.CoreEvent:
+    """The time has come to forget a root and its retries, or to look after the one that runs."""
+    running = _running(state.retries)
+    if running is not None:
+        return _checked(state, running, at + CHECK_EVERY_MS)
     return e.FamilyForgotten([[retry_id(state.id, retry.number), retry.run] for retry in state.retries])
+
+
+def decide_check(state: Execution, message: RetryCheck) -> list[e.CoreEvent]:
+    """What a retry that is held answers to its root."""
+    if state.status not in TERMINAL_EXECUTION or state.retry["request"] != message.retry.request:
+        return []
+    return [e.RetryEndTold("refused" if state.refused else str(state.status))]
+
+
+def lost_start(message: RetryCheck) -> StartExecution:
+    """In the place of the start that never came."""
+    return StartExecution(
+        execution=message.execution,
+        workflow=message.workflow,
+        version=message.version,
+        definition=message.definition,
+        created_by=message.retry.actor,
+        retry=message.retry,
+    )
 
 
 def evolve(state: Execution, event: e.CoreEvent) -> Execution:
@@ -158,11 +221,15 @@ def evolve(state: Execution, event: e.CoreEvent) -> Execution:
     match event:
         case e.RetryBegun():
             retry = Retry(*event.retry)
-            return state._replace(retries=(*state.retries, retry), last_retry=retry.number, forget_at=None)
+            return state._replace(
+                retries=(*state.retries, retry), last_retry=retry.number, forget_at=event.check_at
+            )
         case e.RetryOver():
             retries = tuple([_ended(retry, event) for retry in state.retries])
             over = state.forgotten or state.status in TERMINAL_EXECUTION
-            return state._replace(retries=retries, forget_at=family_window(retries, 0) if over else None)
+            return state._replace(retries=retries, forget_at=_window(retries) if over else None)
+        case e.RetryChecked():
+            return state._replace(forget_at=event.check_at)
         case e.FamilyForgotten():
             return forget(state)
         case _:
@@ -194,7 +261,7 @@ def _why_not(state: Execution, message: RetryExecution) -> Refusal | None:
     anew = can_begin_anew(message)
     if number and retry is None and not anew:
         return Refusal("unknown_execution", f"no execution {execution} is known; `execution show` has the retries")
-    running = next((retry for retry in state.retries if retry.is_open), None)
+    running = _running(state.retries)
     if running is not None:
         name = retry_id(state.id, running.number)
         what = "runs" if name == execution else f"is being retried already: {name} runs"
@@ -203,10 +270,13 @@ def _why_not(state: Execution, message: RetryExecution) -> Refusal | None:
         return Refusal("incident", f"execution {state.id} stands still after a defect; cancel it first")
     if state.status not in TERMINAL_EXECUTION:
         return Refusal("in_progress", f"execution {state.id} runs; wait for its end, or cancel it first")
-    if len(state.retries) >= MOST_RETRIES:
-        return Refusal("too_many_retries", f"execution {state.id} has {MOST_RETRIES} retries; start anew instead")
+    if len(state.retries) >= MOST_RETRIES or _next_number(state, message) > MAX_RETRY:
+        most = MOST_RETRIES if len(state.retries) >= MOST_RETRIES else MAX_RETRY
+        return Refusal("too_many_retries", f"execution {state.id} has had {most} retries; start anew instead")
     if message.from_start:
-        return None if anew or _input_of(state, number) is not None else gone(message)
+        if _input_of(state, number) is not None:
+            return None
+        return _too_large(message) if anew else gone(message)
     if message.definition is not None:
         return Refusal("other_version", "another version can only be retried from the start: add --from-start")
     if status == "refused":
@@ -218,9 +288,38 @@ def _why_not(state: Execution, message: RetryExecution) -> Refusal | None:
     return None
 
 
+def _too_large(message: RetryExecution) -> Refusal | None:
+    """The input that is given would be kept in the root's state until it is sent."""
+    size, limit = len(encode(message.input.value)) if message.input else 0, message.limits.input
+    if size <= limit:
+        return None
+    return Refusal("input_too_large", f"the input has {size} bytes; the limit (FLOWPILOT_TRIGGER_LIMIT) is {limit}")
+
+
+def _next_number(state: Execution, message: RetryExecution) -> int:
+    return max(state.last_retry, message.known, retry_number(message.execution)) + 1
+
+
+def _checked(state: Execution, running: Retry, check_at: int | None) -> e.RetryChecked:
+    check = RetryCheck(
+        execution=retry_id(state.id, running.number),
+        workflow=state.workflow,
+        version=running.version,
+        definition=running.definition,
+        retry=RetryOf(
+            execution=retry_id(state.id, running.of),
+            run=_run_of(state, running.of),
+            request=running.request,
+            actor="flowpilot",
+            from_start=running.from_start,
+        ),
+    )
+    return e.RetryChecked(check.model_dump(mode="json", exclude_none=True), check_at)
+
+
 def _begin(state: Execution, message: RetryExecution, at: int) -> e.RetryBegun:
     of = retry_number(message.execution)
-    number = max(state.last_retry, message.known, of) + 1
+    number = _next_number(state, message)
     retried = _find(state, of)
     if message.definition is not None and message.version is not None:
         version, definition = message.version, message.definition
@@ -250,13 +349,14 @@ def _begin(state: Execution, message: RetryExecution, at: int) -> e.RetryBegun:
             from_start=message.from_start,
             shares=[] if message.from_start else _places(state, of),
             input_of=input_of,
+            asked_at=at,
         ),
     )
     entry = Retry(
         number, of, message.request, message.from_start, input_of is None, version, definition,
         until=max(at, state.forget_at or 0),
     )  # fmt: skip
-    return e.RetryBegun(list(entry), start.model_dump(mode="json", exclude_none=True))
+    return e.RetryBegun(list(entry), start.model_dump(mode="json", exclude_none=True), at + CHECK_EVERY_MS)
 
 
 def _ended(retry: Retry, event: e.RetryOver) -> Retry:

@@ -192,6 +192,7 @@ class Engine:
             owned.sent_through,
             self._known,
             lambda bound: owned.forgets.reached(bound, len(owned.forgets)),
+            lambda offset: owned.owing.get(offset, ()),
         )
         fold = Fold(frame)
         for position, record in enumerate(records):

@@ -30,6 +30,8 @@ from flowpilot_schemas.history import HEADER_HOPS
 from flowpilot_schemas.ids import root_id
 from flowpilot_schemas.topics import Topics
 
+OfAFamily = m.RetryExecution | m.RetryEnded | m.RetryCheck | m.RetryForget
+
 _FAULT = "engine_fault"
 _DETAIL_KEPT = 300
 
@@ -55,6 +57,8 @@ class Frame:
     # that was not looked for yet raises `DefinitionNeeded`.
     known: Callable[[str], WorkflowDefinition | None]
     forgettable: Callable[[int], Iterable[str]]
+    # The executions that have an unsent decision on the record at this offset: whom a Forget made speak.
+    owing: Callable[[int], Iterable[str]]
     outputs: list[Output] = field(default_factory=list)
 
 
@@ -100,7 +104,9 @@ class Fold:
                 self._forget(record, message)
             case m.RetryExecution():
                 self._for_execution(record, root_id(message.execution), message)
-            case m.StartExecution() | m.CancelExecution() | m.TimerFired() | m.RetryEnded() | m.RetryForget():
+            case m.StartExecution() | m.CancelExecution() | m.TimerFired():
+                self._for_execution(record, message.execution, message)
+            case m.RetryEnded() | m.RetryCheck() | m.RetryForget():
                 self._for_execution(record, message.execution, message)
             case _:
                 self._for_execution(record, message.task_id.partition("/")[0], message)
@@ -143,7 +149,7 @@ class Fold:
         elif isinstance(message, m.StartExecution):
             if state is not None or record.offset > self._frame.recovered_watermark:
                 self._start(record, state, message)
-        elif isinstance(message, m.RetryExecution | m.RetryEnded | m.RetryForget):
+        elif isinstance(message, OfAFamily):
             self._of_a_family(record, state, message)
         elif state is None or state.forgotten:
             self._unknown(record, execution, message)
@@ -154,9 +160,7 @@ class Fold:
             else:
                 self._commit(record, state, decide.decide(definition, state, message, record.timestamp))
 
-    def _of_a_family(
-        self, record: Fetched, state: Execution | None, message: m.RetryExecution | m.RetryEnded | m.RetryForget
-    ) -> None:
+    def _of_a_family(self, record: Fetched, state: Execution | None, message: OfAFamily) -> None:
         """What a root decides on its retries (`flowpilot.core.lineage`), and that a retry goes with its root."""
         match message:
             case m.RetryExecution():
@@ -171,11 +175,26 @@ class Fold:
                 root = lineage.opened(message, record.offset) if state is None or begins else state
                 events = lineage.decide_retry(root, message, record.timestamp)
                 self._commit(record, state, lineage.decision(root, events), begins=begins)
+            case m.RetryEnded() if state is None or lineage.is_marker(state):
+                self._disown(record, message)
             case m.RetryEnded() if state is not None:
                 self._commit(record, state, lineage.decision(state, lineage.decide_ended(state, message)))
+            case m.RetryCheck() if state is None or state.forgotten:
+                if state is not None or record.offset > self._frame.recovered_watermark:
+                    start, detail = lineage.lost_start(message), "its start was lost; ask for another retry"
+                    lost = decide.refuse_start(start, "start_lost", detail, record.timestamp, record.offset)
+                    self._commit(record, state, lost, begins=True)
+            case m.RetryCheck() if state is not None:
+                self._commit(record, state, lineage.decision(state, lineage.decide_check(state, message)))
             case m.RetryForget() if state is not None and lineage.goes_with(state, message):
                 forgotten = lineage.forget(state)._replace(src=record.offset)
                 self._overlay.put(forgotten._replace(outbox=self._kept(state, begins=False)))
+
+    def _disown(self, record: Fetched, message: m.RetryEnded) -> None:
+        """Nothing is known of the root: its whole family is over, and what calls itself one of it can go."""
+        forget = encode_message(m.RetryForget(execution=message.retry, run=message.run))
+        root = message.execution.encode()
+        self._frame.outputs.append(Output(Record(self._frame.topics.events, root, forget, self._home.partition)))
 
     def _nothing_to_retry(self, record: Fetched, message: m.RetryExecution) -> None:
         refusal = lineage.gone(message)
@@ -196,7 +215,9 @@ class Fold:
             return
         given, place = encode(message.input), (message.retry.input_of if message.retry else None)
         reason, detail, definition = "", "", None
-        if place is not None:
+        if lineage.is_late(message, record.timestamp):
+            reason, detail = "too_late", "it was asked for more than a day before it began; ask for another retry"
+        elif place is not None:
             try:
                 given = self._overlay.input(*place)
             except PayloadGone:
@@ -294,6 +315,8 @@ class Fold:
         if isinstance(message, m.RetryExecution):
             if not lineage.can_begin_anew(message):
                 self._nothing_to_retry(record, message)
+        elif isinstance(message, m.RetryEnded):
+            self._disown(record, message)
         elif not isinstance(message, m.StartExecution):
             self._unknown(record, execution, message)
 
@@ -318,6 +341,10 @@ class Fold:
 
     def _forget(self, record: Fetched, message: m.Forget) -> None:
         """Every finished execution whose window has passed becomes a marker; the order does not matter."""
+        for execution in self._frame.owing(record.offset):
+            owing = self._overlay.state(execution)
+            if owing is not None and record.offset <= owing.src:
+                self._send_again(record, owing)
         bound = min(message.before, record.timestamp)
         # The index is of the table; what this batch changed is looked at too: its borders decide nothing.
         for execution in {*self._frame.forgettable(bound), *self._overlay.changed}:
@@ -325,13 +352,14 @@ class Fold:
             if state is None or record.offset <= state.src or state.forget_at is None or state.forget_at > bound:
                 continue
             if state.retries:
-                self._commit(record, state, lineage.decision(state, [lineage.family_forgotten(state)]))
+                decided = lineage.decide_forget(state, record.timestamp)
+                self._commit(record, state, lineage.decision(state, [decided]))
                 continue
             kept = self._kept(state, begins=False)
             self._overlay.put(lineage.forget(state)._replace(src=record.offset, outbox=kept))
 
     def _unknown(self, record: Fetched, execution: str, message: Message) -> None:
-        if isinstance(message, m.TimerFired | m.StepHeartbeat | m.RetryEnded | m.RetryForget):
+        if isinstance(message, m.TimerFired | m.StepHeartbeat | OfAFamily):
             return  # of an execution that was forgotten meanwhile
         detail = f"no execution {execution} is known; it never was, or its window has passed"
         self._dead_letter(record, "unknown_execution", detail)

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
+from flowpilot_schemas.ids import MAX_RETRY
 from flowpilot_schemas.limits import MAX_KEY, Limits
 
 RULES = 1
@@ -68,7 +69,7 @@ class RetryOf(BaseModel):
     """Which execution a start retries, and what it shares with it: places are (execution, run), never copies.
 
     `shares`: where outputs of completed steps lie, the nearest first. `input_of`: where the input lies; without
-    it, the start's own `input` is meant.
+    it, the start's own `input` is meant. `asked_at` (ms): the broker's time of the request.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -81,6 +82,7 @@ class RetryOf(BaseModel):
     from_start: bool = False
     shares: list[tuple[Text, Offset]] = []
     input_of: tuple[Text, Offset] | None = None
+    asked_at: Annotated[int, Field(ge=0, le=2**62)] | None = None
 
 
 class StartExecution(_Message):
@@ -130,7 +132,7 @@ class RetryExecution(_Message):
     version: Text | None = None
     definition: Text | None = None
     input: GivenInput | None = None
-    known: Annotated[int, Field(ge=0, le=999_999)] = 0
+    known: Annotated[int, Field(ge=0, le=MAX_RETRY)] = 0
     rules: Annotated[int, Field(ge=1)] = RULES
     limits: Limits = Limits()
     reply: ReplyTo | None = None
@@ -146,6 +148,19 @@ class RetryEnded(_Message):
     request: RequestId
     status: Literal["completed", "failed", "cancelled", "refused"]
     until: Annotated[int, Field(ge=0, le=2**62)]
+
+
+class RetryCheck(_Message):
+    """The engine to itself: the root of `execution` waits for its end. If it has ended it says so again; if it
+    never began, its start was lost, and it never will. `retry` and the others are those of that start.
+    """
+
+    type: Literal["retry.check"] = "retry.check"
+    execution: Text
+    workflow: Name
+    version: Text
+    definition: Text
+    retry: RetryOf
 
 
 class RetryForget(_Message):
@@ -246,6 +261,7 @@ Event = (
     StartExecution
     | RetryExecution
     | RetryEnded
+    | RetryCheck
     | RetryForget
     | CancelExecution
     | StepCompleted
@@ -267,6 +283,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "timer.fired": TimerFired,
     "partition.forget": Forget,
     "retry.ended": RetryEnded,
+    "retry.check": RetryCheck,
     "retry.forget": RetryForget,
 }
 
