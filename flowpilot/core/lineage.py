@@ -180,13 +180,18 @@ def again(state: Execution, event: e.CoreEvent) -> e.CoreEvent:
 
 def decide_ended(state: Execution, message: RetryEnded) -> list[e.CoreEvent]:
     """A retry says that it is over; said again, it changes nothing. One of an earlier family can go."""
+    if is_foreign(state, message):
+        return [e.RetryDisowned(message.retry, message.run)]
     retry = _find(state, retry_number(message.retry))
-    if retry is not None and retry.request == message.request:
-        if retry.is_open:
-            return [e.RetryOver(retry.number, message.run, message.status, message.until)]
-        if retry.run == message.run:
-            return []
-    return [e.RetryDisowned(message.retry, message.run)]
+    return (
+        [e.RetryOver(retry.number, message.run, message.status, message.until)] if retry and retry.is_open else []
+    )
+
+
+def is_foreign(state: Execution, message: RetryEnded) -> bool:
+    """Whether what has ended is no retry that the root has, or another run of one."""
+    retry = _find(state, retry_number(message.retry))
+    return retry is None or retry.request != message.request or retry.run not in (None, message.run)
 
 
 def decide_forget(state: Execution, at: int) -> e.CoreEvent:

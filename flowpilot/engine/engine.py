@@ -272,7 +272,9 @@ class Engine:
         owned.sent_through = max(owned.sent_through, work.records[-1].offset)
         for state in work.overlay.changed.values():
             owned.index(state)
-            definition = work.overlay.definition(state.definition) if is_over(state) else None
+        over = [state for state in work.overlay.changed.values() if is_over(state)]
+        for state in (*work.overlay.replaced, *over):
+            definition = work.overlay.definition(state.definition)
             if definition is not None:
                 owned.remove_later(state, definition)
 

@@ -145,7 +145,7 @@ class Fold:
         if state is not None and record.offset <= state.src:
             never_held = record.offset < state.run or lineage.is_stand_in(state)
             if not self._send_again(record, state) and never_held:
-                self._before_the_run(record, execution, message)
+                self._before_the_run(record, state, message)
         elif isinstance(message, m.StartExecution):
             if state is not None or record.offset > self._frame.recovered_watermark:
                 self._start(record, state, message)
@@ -310,15 +310,16 @@ class Fold:
             self._send(rendered.messages)
         return found
 
-    def _before_the_run(self, record: Fetched, execution: str, message: Message) -> None:
+    def _before_the_run(self, record: Fetched, state: Execution, message: Message) -> None:
         """Of what was there before this run nothing is known any more: as if there were no state."""
         if isinstance(message, m.RetryExecution):
             if not lineage.can_begin_anew(message):
                 self._nothing_to_retry(record, message)
         elif isinstance(message, m.RetryEnded):
-            self._disown(record, message)
+            if lineage.is_foreign(state, message):
+                self._disown(record, message)
         elif not isinstance(message, m.StartExecution):
-            self._unknown(record, execution, message)
+            self._unknown(record, state.id, message)
 
     def _definition_of(self, state: Execution) -> WorkflowDefinition | None:
         return None if state.refused else self._overlay.definition(state.definition)
