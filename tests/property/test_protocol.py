@@ -24,6 +24,7 @@ from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition
 from flowpilot.engine.table import PartitionTable, entry_of
 from flowpilot.ports.log import Fetched
+from flowpilot_schemas import messages as m
 from tests.property.storm import Storm, storm
 from tests.unit.engine_world import T, quiet  # noqa: F401
 
@@ -253,6 +254,45 @@ def results_not_held_for_a_retry(patch: Patch) -> None:
     patch.setattr(lineage, "evolve", evolve)
 
 
+def forgets_say_it_once(patch: Patch) -> None:
+    """A Forget read again sends nothing of what it made a root say."""
+    whole = OwnedPartition.index_all
+
+    def index_all(self: OwnedPartition) -> None:
+        whole(self)
+        self.owing.clear()
+
+    patch.setattr(OwnedPartition, "index_all", index_all)
+
+
+def nobody_is_checked(patch: Patch) -> None:
+    """A retry that is asked for its end says nothing."""
+    patch.setattr(lineage, "decide_check", lambda state, message: [])
+
+
+def lost_starts_are_waited_for(patch: Patch) -> None:
+    """A retry that never began is asked, and nothing comes of it."""
+    whole = Fold._of_a_family
+
+    def of_a_family(self: Fold, record: Fetched, state: Execution | None, message: Any) -> None:
+        if state is not None or not isinstance(message, m.RetryCheck):
+            whole(self, record, state, message)
+
+    patch.setattr(Fold, "_of_a_family", of_a_family)
+
+
+def replaced_runs_keep_their_input(patch: Patch) -> None:
+    """What a run leaves behind that was begun anew in the batch that forgot it."""
+    whole = Overlay.put
+
+    def put(self: Overlay, state: Execution) -> None:
+        whole(self, state)
+        self.replaced.clear()
+        self._undo = [undo for undo in self._undo if undo != self.replaced.pop]
+
+    patch.setattr(Overlay, "put", put)
+
+
 MUTANTS: list[Callable[[Patch], None]] = [
     outputs_before_state,
     acknowledged_before_outputs,
@@ -269,6 +309,10 @@ MUTANTS: list[Callable[[Patch], None]] = [
     forgets_by_the_batch,
     inputs_without_a_state_removed,
     results_not_held_for_a_retry,
+    forgets_say_it_once,
+    nobody_is_checked,
+    lost_starts_are_waited_for,
+    replaced_runs_keep_their_input,
 ]
 
 
