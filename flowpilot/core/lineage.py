@@ -242,7 +242,10 @@ def evolve(state: Execution, event: e.CoreEvent) -> Execution:
 
 
 def forget(state: Execution) -> Execution:
-    """The marker that stays until the outbox is surely sent. Every fold passes over it as if it were gone."""
+    """The marker that stays until the outbox is surely sent. Every fold passes over it as if it were gone.
+
+    It keeps what the outbox is rendered from: where the client waits too.
+    """
     return state._replace(
         forgotten=True,
         steps=(),
@@ -251,7 +254,6 @@ def forget(state: Execution) -> Execution:
         forget_at=None,
         key=None,
         origin=None,
-        reply=None,
         retries=(),
         last_retry=0,
     )
