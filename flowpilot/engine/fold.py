@@ -143,9 +143,12 @@ class Fold:
         if state is None and not self._is_home(record, execution):
             return
         if state is not None and record.offset <= state.src:
-            never_held = record.offset < state.run or lineage.is_stand_in(state)
-            if not self._send_again(record, state) and never_held:
+            if self._send_again(record, state):
+                return
+            if record.offset < state.run or lineage.is_stand_in(state):
                 self._before_the_run(record, state, message)
+            elif state.refused and not isinstance(message, m.StartExecution | OfAFamily):
+                self._unknown(record, execution, message)
         elif isinstance(message, m.StartExecution):
             if state is not None or record.offset > self._frame.recovered_watermark:
                 self._start(record, state, message)

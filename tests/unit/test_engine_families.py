@@ -10,7 +10,7 @@ from flowpilot.ports.log import Delivery, Record
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import decode_object
 from flowpilot_schemas.topics import DAY
-from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, completed, drain, quiet  # noqa: F401
+from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, completed, drain, quiet, starting  # noqa: F401
 from tests.unit.retry_world import (
     OTHER,
     anew,
@@ -272,3 +272,17 @@ def test_the_window_of_a_new_run_outlasts_a_retry_of_the_forgotten_one(world: Lo
     finish(world, owner, retry)
     root = decode_execution(owner.engine.table(0).get(state_key(execution)) or b"")
     assert root.forget_at == world.now + CHAIN.retry_window_ms
+
+
+def test_what_a_refused_start_never_knew_is_a_dead_letter_also_when_it_is_read_again(world: Lossy) -> None:
+    owner = world.owner()
+    start = starting(CHAIN, "1").model_copy(update={"definition": "sha256:none"})
+    world.event(start, start.execution)
+    drain(owner)
+    cancel = world.event(m.CancelExecution(execution=start.execution, actor="a"), start.execution)
+    ask(world, start.execution)  # refused, which is told in the history
+    owner.process(owner.fetch(9)).before(lambda record: record.topic != T.changelog)
+    owner.crash()
+    drain(world.owner())
+    assert world.dead_letters() == [("unknown_execution", cancel)]
+    assert [answer["refused"] for answer in answers(world)] == ["never_began"]
