@@ -19,8 +19,9 @@ from flowpilot.core.render import is_over
 from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.claim import EventsTopic, claim
 from flowpilot.engine.errors import DefinitionNeeded, EngineHalt, PartitionStopped
-from flowpilot.engine.fold import Fold, Frame, Output
+from flowpilot.engine.fold import Fold, Frame
 from flowpilot.engine.housekeeping import due_events, next_due, tombstones
+from flowpilot.engine.outputs import Output
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition, Trial
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
@@ -208,7 +209,7 @@ class Engine:
         reached = max(owned.watermark.offset, covered[-1].offset)
         owned.watermark = owned.watermark._replace(offset=reached)
         entries[WATERMARK_KEY] = owned.watermark.entry(owned.epoch)
-        return _Work(owned, covered, overlay, frame.outputs, entries)
+        return _Work(owned, covered, overlay, fold.outputs.records, entries)
 
     async def _fold_one(self, fold: Fold, record: Fetched) -> None:
         try:

@@ -159,13 +159,15 @@ def no_gap_check(patch: Patch) -> None:
 
 def below_the_watermark_nothing(patch: Patch) -> None:
     """protocol.md a3."""
-    whole = Fold._dead_letter
+    whole = Fold.record
 
-    def dead_letter(self: Any, record: Fetched, reason: str, detail: str) -> None:
-        if record.offset > self._frame.recovered_watermark:
-            whole(self, record, reason, detail)
+    def record(self: Any, record: Fetched) -> None:
+        whole(self, record)
+        if record.offset <= self._frame.recovered_watermark:
+            found = self.outputs.records
+            found[:] = [output for output in found if output.record.topic != T.dead_letters]
 
-    patch.setattr(Fold, "_dead_letter", dead_letter)
+    patch.setattr(Fold, "record", record)
 
 
 def tombstones_at_once(patch: Patch) -> None:
