@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from flowpilot.core import events as e
-from flowpilot.core.lineage import window_after_end
+from flowpilot.core.family import window_after_end
 from flowpilot.core.state import REFUSAL_KEPT_MS, Execution, StepState
 from flowpilot.core.status import (
     TERMINAL_STEP,

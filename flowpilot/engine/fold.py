@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from flowpilot.core import decide, lineage
+from flowpilot.core import decide, lineage, refusals
 from flowpilot.core.decision import Decision
 from flowpilot.core.events import UNRECORDED, CoreEvent, ExecutionIncident, StartRefused, pack, unpack
 from flowpilot.core.murmur2 import partition_of
@@ -153,7 +153,7 @@ class Fold:
         match message:
             case m.RetryExecution():
                 self._check_rules(record, message.rules)
-                known, anew = lineage.is_known(state, message), lineage.can_begin_anew(message)
+                known, anew = refusals.is_known(state, message), refusals.can_begin_anew(message)
                 if state is None and anew and record.offset <= self._frame.recovered_watermark:
                     return  # taken up before, and all of it forgotten since
                 if not (known or anew):
@@ -179,7 +179,7 @@ class Fold:
                 self._overlay.put(forgotten._replace(outbox=self._kept(state, begins=False)))
 
     def _nothing_to_retry(self, record: Fetched, message: m.RetryExecution) -> None:
-        refusal = lineage.gone(message)
+        refusal = refusals.gone(message)
         self.outputs.dead_letter(record, "unknown_execution", refusal.detail)
         self.outputs.send(refusal_of(message, refusal.reason, refusal.detail))
 
@@ -249,7 +249,7 @@ class Fold:
     def _before_the_run(self, record: Fetched, state: Execution, message: Message) -> None:
         """Of what was there before this run nothing is known any more: as if there were no state."""
         if isinstance(message, m.RetryExecution):
-            if not lineage.can_begin_anew(message):
+            if not refusals.can_begin_anew(message):
                 self._nothing_to_retry(record, message)
         elif isinstance(message, m.RetryEnded):
             if lineage.is_foreign(state, message):

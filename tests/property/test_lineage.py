@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flowpilot.core import decide as d
 from flowpilot.core import events as e
-from flowpilot.core import lineage
+from flowpilot.core import lineage, refusals
 from flowpilot.core.state import Execution, decode_execution, encode_execution
 from flowpilot.core.status import TERMINAL_EXECUTION, StepStatus
 from flowpilot_schemas import messages as m
@@ -47,7 +47,7 @@ MESSAGES = st.lists(REQUESTS | ENDED | st.just("end it") | st.just("forget"), ma
 def told(root: Execution, message: object, at: int) -> list[e.CoreEvent]:
     """What the root decides on one message, as the fold asks it."""
     if isinstance(message, m.RetryExecution):
-        if not (lineage.is_known(root, message) or (lineage.can_begin_anew(message) and root.retries)):
+        if not (refusals.is_known(root, message) or (refusals.can_begin_anew(message) and root.retries)):
             return []
         return lineage.decide_retry(root, message, at)
     running = next((retry for retry in root.retries if retry.is_open), None)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flowpilot.core import notices
-from flowpilot.core.lineage import MOST_RETRIES
+from flowpilot.core.refusals import MOST_RETRIES
 from flowpilot.core.state import decode_execution
 from flowpilot.engine.keys import input_key, output_key, state_key
 from flowpilot_schemas import messages as m
@@ -332,7 +332,7 @@ def test_the_engine_alone_starts_an_execution_with_a_number(world: World) -> Non
 
 def test_a_root_has_so_many_retries_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_RETRIES >= 100
-    monkeypatch.setattr("flowpilot.core.lineage.MOST_RETRIES", 1)
+    monkeypatch.setattr("flowpilot.core.refusals.MOST_RETRIES", 1)
     owner = world.owner()
     execution = failed_at_b(world, owner)
     retry = retried(world, owner, execution)
