@@ -25,6 +25,7 @@ from flowpilot.engine.owned import OwnedPartition
 from flowpilot.engine.table import PartitionTable, entry_of
 from flowpilot.ports.log import Fetched
 from flowpilot_schemas import messages as m
+from flowpilot_schemas.ids import retry_id
 from tests.property.storm import Storm, storm
 from tests.unit.engine_world import T, quiet  # noqa: F401
 
@@ -247,13 +248,13 @@ def inputs_without_a_state_removed(patch: Patch) -> None:
 
 def results_not_held_for_a_retry(patch: Patch) -> None:
     """A root that is forgotten in its own time, whoever refers to its results."""
-    whole = lineage.evolve
 
-    def evolve(state: Execution, event: Any) -> Execution:
-        after = whole(state, event)
-        return after._replace(forget_at=state.forget_at) if isinstance(event, e.RetryBegun) else after
+    def decide_forget(state: Execution, at: int) -> e.CoreEvent:
+        ended = [retry for retry in state.retries if not retry.is_open]
+        return e.FamilyForgotten([[retry_id(state.id, retry.number), retry.run] for retry in ended])
 
-    patch.setattr(lineage, "evolve", evolve)
+    patch.setattr(lineage, "CHECK_EVERY_MS", 1_500)
+    patch.setattr(lineage, "decide_forget", decide_forget)
 
 
 def forgets_say_it_once(patch: Patch) -> None:
