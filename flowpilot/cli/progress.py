@@ -41,8 +41,11 @@ class _Row(NamedTuple):
 
 
 def drawn(found: Fields, now: datetime, *, width: int | None = None, height: int | None = None) -> list[Line]:
-    """The steps of `found` (as `executions.show_execution` gives it) as a tree, or as a list if it would be too deep;
-    a summary with the steps that fail or run if there are too many, also for `height` lines. Lines are cut at `width` cells."""
+    """The steps of `found`, as `executions.show_execution` gives it: a tree, or a list where it would be too deep;
+    a summary with the steps that fail or run if there are too many, or more than fit `height` lines.
+
+    Lines are cut at `width` cells.
+    """
     tasks = {task["step"]: task for task in found["tasks"]}
     graph: Sequence[Fields] = found["graph"] or [{"step": name, "depends_on": []} for name in tasks]
     steps = [{"status": "pending", **step, **tasks.get(step["step"], {})} for step in graph]
