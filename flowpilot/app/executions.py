@@ -52,6 +52,7 @@ def show_execution(settings: Settings, execution: str, *, run: int | None = None
             "output": row.output,
             "errors": row.errors,
             "reason": row.reason,
+            "graph": graph_of(row.workflow.body if row.workflow is not None else None),
             "tasks": [_task(task) for task in row.tasks],
             "history": [orjson.loads(event.body) for event in detail.history],
         }
@@ -85,8 +86,8 @@ def _execution(row: WorkflowExecution) -> Fields:
         "version": row.workflow_version,
         "status": row.status,
         "key": row.key,
-        "started_at": _iso(row.started_at),
-        "finished_at": _iso(row.finished_at),
+        "started_at": moment(row.started_at),
+        "finished_at": moment(row.finished_at),
         "created_by": row.created_by,
         "origin": _origin(row),
     }
@@ -109,10 +110,10 @@ def _task(task: TaskExecution) -> Fields:
         "status": task.status,
         "attempt": task.attempt,
         "taken_from": task.taken_from,
-        "ready_at": _iso(task.ready_at),
-        "started_at": _iso(task.started_at),
-        "finished_at": _iso(task.finished_at),
-        "retry_at": _iso(task.retry_at),
+        "ready_at": moment(task.ready_at),
+        "started_at": moment(task.started_at),
+        "finished_at": moment(task.finished_at),
+        "retry_at": moment(task.retry_at),
         "worker_id": task.worker_id,
         "broker_task_id": task.broker_task_id,
         "output": task.output,
@@ -120,5 +121,19 @@ def _task(task: TaskExecution) -> Fields:
     }
 
 
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else iso(moment)
+def moment(at: datetime | None) -> str | None:
+    """ISO 8601 in UTC, if there is a time."""
+    return None if at is None else iso(at)
+
+
+def graph_of(definition: Fields | None) -> list[Fields]:
+    """A definition's steps in a topological order; empty if it is not known, as that of a deleted workflow."""
+    return [
+        {
+            "step": step["name"],
+            "depends_on": step["depends_on"],
+            "queue": step["queue"],
+            "max_attempts": step["retry"]["max_attempts"],
+        }
+        for step in (definition or {}).get("steps", [])
+    ]

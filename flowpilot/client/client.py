@@ -19,7 +19,7 @@ from flowpilot.client.errors import (
     UnknownExecution,
     UnknownWorkflow,
 )
-from flowpilot.client.handle import Handle
+from flowpilot.client.handle import FIRST_LOOK, LONGEST_LOOK, Handle
 from flowpilot.client.replies import Inbox, Replies
 from flowpilot.core.inputs import check_input
 from flowpilot.ports.definitions import WorkflowDeleted
@@ -103,7 +103,8 @@ class ConnectedClient:
         # Before it is sent, so that not even the fastest reply finds no inbox.
         inbox = self._replies.inbox(execution)
         offset = await self._send(execution, start)
-        handle = self._handle(execution, offset)
+        # Only a key may name an execution that has ended already, of which no reply tells.
+        handle = self._handle(execution, offset, first_look=LONGEST_LOOK if key is None else FIRST_LOOK)
         del inbox
         if if_exists == "fail" and key is not None:
             seen = await handle.decided(timeout=30.0)
@@ -229,9 +230,14 @@ class ConnectedClient:
         if not is_text(reason):
             raise InputInvalid("the reason has a lone surrogate, which no UTF-8 text can hold")
 
-    def _handle(self, execution: str, start: int | None, *, is_retry: bool = False) -> Handle:
-        audit = self._connection.audit
-        return Handle(execution, start, self._replies, audit, self.cancel, is_retry=is_retry)
+    def _handle(
+        self, execution: str, start: int | None, *, is_retry: bool = False, first_look: float = 0.0
+    ) -> Handle:
+        return Handle(
+            *(execution, start, self._replies, self._connection.audit, self.cancel),
+            is_retry=is_retry,
+            first_look=first_look,
+        )
 
     async def _definition(self, workflow: Defined | str, version: str | None) -> WorkflowDefinition:
         definitions = self._connection.definitions

@@ -75,6 +75,7 @@ class Audit:
         self.ends: dict[tuple[str, int], ExecutionEnded] = {}
         self.begun: dict[str, Started] = {}
         self.down = False
+        self.asked = 0
 
     async def started(self, execution: str) -> Started | None:
         self._check()
@@ -90,6 +91,7 @@ class Audit:
         return self.ends.get((execution, max(runs, default=-1) if run is None else run))
 
     def _check(self) -> None:
+        self.asked += 1
         if self.down:
             raise AuditUnavailable("PostgreSQL is down")
 
@@ -335,6 +337,23 @@ def test_the_audit_answers_where_no_reply_comes() -> None:
             other = await client.start(onboarding(), {"patient_id": "p"})
             await world.reply("completed", output="by reply")
             assert await other.result() == "by reply"
+
+    run(test)
+
+
+def test_a_reply_in_time_asks_nothing_of_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "LONGEST_LOOK", 3_600.0)  # however slow the machine
+
+    async def test(world: World) -> None:
+        async with world.client(world.audit) as client:
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            await world.reply("completed", output=1)
+            assert await handle.result() == 1
+            assert world.audit.asked == 0
+            again = await client.handle(handle.id)
+            with pytest.raises(ResultTimeout):
+                await again.result(timeout=0)
+            assert world.audit.asked == 1
 
     run(test)
 

@@ -16,7 +16,7 @@ MOST = 1_000
 
 @dataclass(frozen=True, slots=True)
 class ExecutionDetail:
-    """One run: its row with tasks, retries and parent loaded, and its history by seq.
+    """One run: its row with tasks, retries, parent and workflow loaded, and its history by seq.
 
     `runs` are all runs of this execution id, the newest first.
     """
@@ -70,7 +70,9 @@ class AuditQueries:
         found = found.order_by(WorkflowExecution.run.desc().nulls_last()).limit(1)
         with self._session() as session:
             row = session.scalars(
-                self._with_relations(found).options(joinedload(WorkflowExecution.parent))
+                self._with_relations(found).options(
+                    joinedload(WorkflowExecution.parent), joinedload(WorkflowExecution.workflow)
+                )
             ).one_or_none()
             if row is None:
                 return None
