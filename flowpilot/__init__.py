@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flowpilot.client.errors import ExecutionCancelled as ExecutionCancelled
     from flowpilot.client.errors import ExecutionExists as ExecutionExists
     from flowpilot.client.errors import ExecutionFailed as ExecutionFailed
+    from flowpilot.client.errors import RetryRefused as RetryRefused
     from flowpilot.core.errors import FlowPilotError as FlowPilotError
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "ExecutionCancelled": "flowpilot.client.errors",
     "ExecutionExists": "flowpilot.client.errors",
     "ExecutionFailed": "flowpilot.client.errors",
+    "RetryRefused": "flowpilot.client.errors",
     "Worker": "flowpilot.app.worker",
     "DefinitionError": "flowpilot.authoring",
     "InputInvalid": "flowpilot.authoring",

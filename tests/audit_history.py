@@ -140,10 +140,11 @@ def events(*histories: Chain) -> list[HistoryEvent]:
     return [event(record) for history in histories for record in history.records]
 
 
-def retry_of(history: Chain, number: int, run: int) -> Chain:
+def retry_of(history: Chain, number: int, run: int, **taken: Any) -> Chain:
     """A retry `R.n` of a run's execution, just started."""
     execution = f"{root_id(history.execution)}.{number}"
     parent = history.execution if number == 1 else f"{root_id(history.execution)}.{number - 1}"
     chain_ = Chain(execution, run, history.topic, history.partition)
-    chain_.started(parent=parent)
+    why = {"retry_reason": "fixed", "request": f"r{number}", "from_start": False, "created_by": "user:ann"}
+    chain_.started(parent=parent, parent_run=history.run, **why, **taken)
     return chain_

@@ -11,9 +11,10 @@ from sqlalchemy import Engine, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from flowpilot.adapters.postgres.models import AuditEvent
-from flowpilot.client.connection import AuditUnavailable, StartSeen
+from flowpilot.client.connection import AuditUnavailable, Started, StartSeen
 from flowpilot_schemas.codec import decode_object
 from flowpilot_schemas.history import TERMINAL_EVENTS
+from flowpilot_schemas.ids import retry_number, root_id
 from flowpilot_schemas.messages import ExecutionEnded
 
 Result = TypeVar("Result")
@@ -41,6 +42,10 @@ class PostgresAuditView:
         """See the protocol."""
         return await self._ask(lambda connection: _ended(connection, execution, run))
 
+    async def started(self, execution: str) -> Started | None:
+        """See the protocol."""
+        return await self._ask(lambda connection: _started(connection, execution))
+
     async def _ask(self, question: Callable[[SqlConnection], Result]) -> Result:
         def ask() -> Result:
             with self._engine.connect() as connection:
@@ -67,6 +72,31 @@ def _start_seen(connection: SqlConnection, execution: str, cause: int) -> StartS
     return None
 
 
+def _started(connection: SqlConnection, execution: str) -> Started | None:
+    body = connection.execute(
+        select(AuditEvent.body)
+        .where(AuditEvent.execution_id == execution, AuditEvent.type == "ExecutionStarted")
+        .order_by(AuditEvent.run.desc())
+        .limit(1)
+    ).scalar()
+    if body is None:
+        return None
+    root = root_id(execution)
+    retries = connection.execute(
+        select(AuditEvent.execution_id)
+        .where(AuditEvent.execution_id > f"{root}.", AuditEvent.execution_id < f"{root}/", AuditEvent.seq == 1)
+        .distinct()
+    ).scalars()
+    fields = decode_object(body)
+    return Started(
+        fields["workflow"],
+        fields["version"],
+        fields["definition"],
+        fields.get("input"),
+        max(map(retry_number, retries), default=0),
+    )
+
+
 def _ended(connection: SqlConnection, execution: str, run: int | None) -> ExecutionEnded | None:
     if run is None:
         newest = select(func.max(AuditEvent.run)).where(AuditEvent.execution_id == execution)
@@ -88,6 +118,7 @@ def _ended(connection: SqlConnection, execution: str, run: int | None) -> Execut
             "run": found.run,
             "status": _STATUS[found.type],
             "output": body.get("output"),
+            "output_omitted": body.get("output_omitted", False),
             "errors": body.get("errors", {}),
             "reason": body.get("detail" if refused else "reason"),
         }

@@ -13,13 +13,13 @@ from flowpilot.adapters.kafka.reader import KafkaReader
 from flowpilot.app.logging import quieten
 from flowpilot.client.blocking import BlockingClient
 from flowpilot.client.client import ConnectedClient
-from flowpilot.client.connection import AuditView, Connection, StartSeen
+from flowpilot.client.connection import AuditView, Connection, Started, StartSeen
 from flowpilot.settings import Settings, load_settings
 from flowpilot_schemas.messages import ExecutionEnded
 
 
 class Client(ConnectedClient):
-    """Starts executions, waits for their results, cancels them. Settings come from the environment.
+    """Starts executions, waits for their results, cancels and retries them. Settings come from the environment.
 
         async with Client() as client:
             handle = await client.start(onboarding, NewPatient(...), key="p-17")
@@ -70,6 +70,10 @@ class _LazyAuditView:
     async def ended(self, execution: str, run: int | None) -> ExecutionEnded | None:
         """See `AuditView`."""
         return await (await self._made()).ended(execution, run)
+
+    async def started(self, execution: str) -> Started | None:
+        """See `AuditView`."""
+        return await (await self._made()).started(execution)
 
     async def _made(self) -> AuditView:
         async with self._making:

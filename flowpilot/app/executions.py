@@ -66,6 +66,7 @@ def show_execution(
         shown = {
             **_execution(row),
             "parent": row.parent.execution_id if row.parent is not None else None,
+            "retry_reason": row.retry_reason,
             "retries": [retry.execution_id for retry in row.retries],
             "runs": detail.runs,
             "output": row.output,
@@ -144,6 +145,7 @@ def _task(task: TaskExecution) -> Fields:
         "step": task.step_name,
         "status": task.status,
         "attempt": task.attempt,
+        "taken_from": task.taken_from,
         "ready_at": _iso(task.ready_at),
         "started_at": _iso(task.started_at),
         "finished_at": _iso(task.finished_at),

@@ -87,9 +87,12 @@ def _started(changes: Changes, run: RunKey, event: HistoryEvent) -> None:
     row = _identified(changes, run, event)
     row["status"] = ExecutionStatus.RUNNING.value
     row["started_at"] = event.at
-    parent = event.fields.get("parent")
-    if parent is not None:
-        changes.parents[run] = parent
+    taken = event.fields.get("taken")
+    for execution, steps in taken.items() if isinstance(taken, dict) else ():
+        for step in steps:
+            task = _task(changes, run, event._replace(step=step, attempt=0), born=True)
+            task["status"] = StepStatus.COMPLETED.value
+            task["taken_from"] = execution
 
 
 def _refused(changes: Changes, run: RunKey, event: HistoryEvent) -> None:
@@ -105,7 +108,10 @@ def _identified(changes: Changes, run: RunKey, event: HistoryEvent) -> Row:
     row["workflow_name"] = fields.get("workflow")
     row["workflow_version"] = fields.get("version")
     row["definition"] = fields.get("definition")
-    _copy(row, fields, ("key", "created_by"))
+    _copy(row, fields, ("key", "created_by", "retry_reason"))
+    parent = fields.get("parent")
+    if parent is not None:
+        changes.parents[run] = parent
     origin = fields.get("origin")
     if isinstance(origin, dict):
         for name in ("topic", "topic_id", "partition", "offset"):

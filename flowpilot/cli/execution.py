@@ -1,4 +1,4 @@
-"""`flowpilot execution start|list|show|cancel|verify`."""
+"""`flowpilot execution start|list|show|cancel|retry|verify`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from flowpilot.cli.output import Format, Output, record, rows, say, table, value
 
 if TYPE_CHECKING:
     from flowpilot.authoring import Workflow
+    from flowpilot.client.handle import Handle
     from flowpilot.settings import Settings
 
 app = typer.Typer(
     name="execution",
-    help="Start executions, look at them, cancel them.",
+    help="Start executions, look at them, cancel and retry them.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -89,14 +90,19 @@ async def _start(
 
     async with Client(settings) as client:
         handle = await client.start(workflow, given, key=key, version=version, if_exists=if_exists)
-        if not wait:
-            if output is Format.TABLE:
-                print(handle.id)
-            else:
-                record({"execution": handle.id}, output)
-            return
-        say(f"execution {handle.id}")
-        result = await handle.result(timeout)
+        await _tell(handle, wait, timeout, output)
+
+
+async def _tell(handle: Handle, wait: bool, timeout: float | None, output: Format) -> None:
+    """The execution's id; or, if it is waited for, its output."""
+    if not wait:
+        if output is Format.TABLE:
+            print(handle.id)
+        else:
+            record({"execution": handle.id}, output)
+        return
+    say(f"execution {handle.id}")
+    result = await handle.result(timeout)
     if output is Format.TABLE:
         value(result)
     else:
@@ -165,7 +171,7 @@ def show(
     history: Annotated[bool, typer.Option("--history", help="Its history events as well.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """One execution with its steps, attempts and errors.
+    """One execution with its steps, attempts and errors; what it retries, and its retries.
 
     \b
     Examples:
@@ -192,7 +198,9 @@ def show(
     record({name: content for name, content in found.items() if content not in (None, [], {})}, output)
     if tasks:
         print()
-        table(tasks, ("step", "status", "attempt", "ready_at", "finished_at", "worker_id", "error"))
+        columns = ("step", "status", "attempt", "ready_at", "finished_at", "worker_id", "error")
+        taken = ("taken_from",) if any(task["taken_from"] for task in tasks) else ()
+        table(tasks, (*columns[:3], *taken, *columns[3:]))
     if history:
         print()
         common = ("v", "type", "execution", "run", "seq", "at", "cause", "step", "attempt")
@@ -233,6 +241,48 @@ def cancel(
 
     asyncio.run(ask())
     say(f"asked to cancel {execution}; `flowpilot execution show {execution}` shows what came of it")
+
+
+@app.command()
+def retry(
+    execution: ExecutionId,
+    reason: Annotated[
+        str, typer.Option("--reason", "-r", help="Why; it stands in the audit record.", metavar="TEXT")
+    ],
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="All steps again, not from the failed ones on.")
+    ] = False,
+    version: Annotated[
+        str | None,
+        typer.Option("--version", help="With --from-start: this version of the workflow.", metavar="VERSION"),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the end and print the output.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0, help="Wait at most so long.", metavar="SECONDS")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Retry an execution that failed or was cancelled; print the new execution's id, or with --wait its output.
+
+    \b
+    Examples:
+      flowpilot execution retry 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11 --reason "mail server is back"
+      flowpilot execution retry 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11 --reason fixed --wait --timeout 60
+      flowpilot execution retry 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11 --reason "new rules" --from-start --version 2
+
+    Steps that completed are not run again: their results are taken over. Who asked (your user name, or
+    FLOWPILOT_ACTOR) and why stand in the audit record. With --wait the exit code tells the end, as with start.
+    """
+    settings = begin(kafka=True)
+
+    async def ask() -> None:
+        from flowpilot.app.client import Client
+
+        async with Client(settings) as client:
+            handle = await client.retry(execution, reason, from_start=from_start, version=version)
+            await _tell(handle, wait or timeout is not None, timeout, output)
+
+    asyncio.run(ask())
 
 
 @app.command()

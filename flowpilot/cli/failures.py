@@ -44,6 +44,8 @@ _CODES = {
     "ExecutionRefused": Exit.EXECUTION_FAILED,
     "ExecutionCancelled": Exit.CANCELLED,
     "ResultTimeout": Exit.TIMED_OUT,
+    "RetryUnanswered": Exit.TIMED_OUT,
+    "UnknownExecution": Exit.NOT_FOUND,
     "LogUnavailable": Exit.UNREACHABLE,
     "KafkaUnreachable": Exit.UNREACHABLE,
     "StoreUnavailable": Exit.UNREACHABLE,

@@ -105,6 +105,24 @@ class BlockingClient:
         """See `ConnectedClient.cancel`."""
         self.call(lambda: self._client.cancel(execution, reason, actor=actor))
 
+    def retry(
+        self,
+        execution: str,
+        reason: str = "",
+        *,
+        from_start: bool = False,
+        version: str | None = None,
+        actor: str | None = None,
+        timeout: float = 30.0,
+    ) -> BlockingHandle:
+        """See `ConnectedClient.retry`."""
+        handle = self.call(
+            lambda: self._client.retry(
+                execution, reason, from_start=from_start, version=version, actor=actor, timeout=timeout
+            )
+        )
+        return BlockingHandle(handle, self)
+
     def register(self, workflow: Defined, *, move_pointer: bool = False) -> bool:
         """See `ConnectedClient.register`."""
         return self.call(lambda: self._client.register(workflow, move_pointer=move_pointer))

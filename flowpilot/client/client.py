@@ -1,7 +1,8 @@
-"""The client: starts executions, waits for their results, cancels them."""
+"""The client: starts executions, waits for their results, cancels and retries them."""
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import time
 import uuid
@@ -9,10 +10,17 @@ from typing import Any, Literal, Protocol, Self
 
 from flowpilot.authoring.errors import InputInvalid
 from flowpilot.authoring.results import NotSerialisable, to_json
-from flowpilot.client.connection import Connection
-from flowpilot.client.errors import ExecutionExists, NotSent, UnknownWorkflow
+from flowpilot.client.connection import AuditUnavailable, Connection
+from flowpilot.client.errors import (
+    ExecutionExists,
+    NotSent,
+    RetryRefused,
+    RetryUnanswered,
+    UnknownExecution,
+    UnknownWorkflow,
+)
 from flowpilot.client.handle import Handle
-from flowpilot.client.replies import Replies
+from flowpilot.client.replies import Inbox, Replies
 from flowpilot.core.inputs import check_input
 from flowpilot.ports.definitions import WorkflowDeleted
 from flowpilot.ports.log import Record
@@ -20,7 +28,10 @@ from flowpilot_schemas.codec import BadRecord, decode, encode_message
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import is_execution_id, keyed_execution_id, root_id
 from flowpilot_schemas.limits import MAX_KEY
-from flowpilot_schemas.messages import CancelExecution, StartExecution
+from flowpilot_schemas.messages import CancelExecution, GivenInput, RetryExecution, StartExecution
+
+# A retry is asked for again so often, with a pause in seconds.
+_ASK_AGAIN, _PAUSE = 10, 0.2
 
 # For so many seconds a client that starts an object does not ask again whether its workflow was deleted.
 REGISTERED_FOR = 10.0
@@ -107,12 +118,100 @@ class ConnectedClient:
 
     async def cancel(self, execution: str, reason: str = "", *, actor: str | None = None) -> None:
         """Ask for `execution` to be cancelled. Raises `InputInvalid` if that is no execution id."""
-        if not is_execution_id(execution):
-            raise InputInvalid(f"{execution!r} is not an execution id")
-        if not is_text(reason):
-            raise InputInvalid("the reason has a lone surrogate, which no UTF-8 text can hold")
+        self._check_id(execution, reason)
         message = CancelExecution(execution=execution, actor=actor or self._actor, reason=reason[:1_000])
         await self._send(execution, message)
+
+    async def retry(
+        self,
+        execution: str,
+        reason: str = "",
+        *,
+        from_start: bool = False,
+        version: str | None = None,
+        actor: str | None = None,
+        timeout: float = 30.0,
+    ) -> Handle:
+        """Retry an execution that failed or was cancelled, as a new execution `R.n`; the handle is to that one.
+
+        Steps that completed are not run again, their results are taken over. With `from_start` all steps run
+        again, in the retried execution's version of the workflow or in `version`; then one that completed, or
+        that the engine no longer holds, can be retried too, with its input from the audit record.
+        Raises `RetryRefused` with the engine's reason, `RetryUnanswered` after `timeout` seconds, `InputInvalid`,
+        `UnknownWorkflow`, `NotSent`, `LogUnavailable`.
+        """
+        self._check_id(execution, reason)
+        if version is not None and not from_start:
+            raise InputInvalid("another version can only be retried from the start: from_start=True (--from-start)")
+        await self._replies.begin()
+        anew = await self._anew(execution, version)
+        asked = RetryExecution(
+            execution=execution,
+            request=str(uuid.uuid4()),
+            actor=actor or self._actor,
+            reason=reason[:1_000],
+            from_start=from_start,
+            limits=self._connection.limits,
+            reply=self._replies.address,
+            **(anew if from_start else {"known": anew.get("known", 0)}),
+        )
+        inbox = await self._answered(asked, timeout)
+        for _ in range(_ASK_AGAIN):
+            # A retry may have ended already, and its end still be on the way to the root of the family.
+            running = inbox.answer.running if inbox.answer else None
+            if running is None or not await self._has_ended(running):
+                break
+            await asyncio.sleep(_PAUSE)
+            inbox = await self._answered(asked.model_copy(update={"request": str(uuid.uuid4())}), timeout)
+        answer = inbox.answer
+        if answer is None:
+            raise RetryUnanswered(execution, timeout)
+        if answer.retry is None:
+            raise RetryRefused(execution, answer.refused or "refused", answer.detail or "")
+        return self._handle(answer.retry, None, is_retry=True)
+
+    async def _answered(self, asked: RetryExecution, timeout: float) -> Inbox:
+        """The request's inbox, with its answer if one came within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        inbox = self._replies.inbox(asked.request)
+        await self._send(asked.execution, asked)
+        while inbox.answer is None and (left := deadline - time.monotonic()) > 0:
+            await self._replies.wait(inbox, left)
+        return inbox
+
+    async def _has_ended(self, execution: str) -> bool:
+        if self._replies.inbox(execution).ended:
+            return True
+        audit = self._connection.audit
+        try:
+            return audit is not None and await audit.ended(execution, None) is not None
+        except AuditUnavailable:
+            return False
+
+    async def _anew(self, execution: str, version: str | None) -> dict[str, Any]:
+        """What a retry from the start needs where the engine no longer holds the execution, as far as the audit
+        record tells; and the numbers that are taken, also by retries that the engine has forgotten."""
+        audit = self._connection.audit
+        try:
+            started = await audit.started(execution) if audit is not None else None
+        except AuditUnavailable:
+            started = None
+        if started is None:
+            if version is not None:
+                raise UnknownExecution(execution)
+            return {}
+        definition, named = started.definition, started.version
+        if version is not None:
+            chosen = await self._definition(started.workflow, version)
+            self._checked(started.workflow, chosen, started.input, None)
+            definition, named = chosen.hash, chosen.version
+        return {
+            "workflow": started.workflow,
+            "version": named,
+            "definition": definition,
+            "input": GivenInput(value=started.input),
+            "known": started.retries,
+        }
 
     async def register(self, workflow: Defined, *, move_pointer: bool = False) -> bool:
         """Register a workflow's definition; False if it was there. With `move_pointer` it becomes current.
@@ -123,8 +222,16 @@ class ConnectedClient:
         await self._connection.definitions.refresh()
         return await self._connection.definitions.register(workflow.definition, move_pointer=move_pointer)
 
-    def _handle(self, execution: str, start: int | None) -> Handle:
-        return Handle(execution, start, self._replies, self._connection.audit, self.cancel)
+    @staticmethod
+    def _check_id(execution: str, reason: str) -> None:
+        if not is_execution_id(execution):
+            raise InputInvalid(f"{execution!r} is not an execution id")
+        if not is_text(reason):
+            raise InputInvalid("the reason has a lone surrogate, which no UTF-8 text can hold")
+
+    def _handle(self, execution: str, start: int | None, *, is_retry: bool = False) -> Handle:
+        audit = self._connection.audit
+        return Handle(execution, start, self._replies, audit, self.cancel, is_retry=is_retry)
 
     async def _definition(self, workflow: Defined | str, version: str | None) -> WorkflowDefinition:
         definitions = self._connection.definitions
@@ -160,7 +267,7 @@ class ConnectedClient:
             raise InputInvalid(bad.detail) from None
         return value
 
-    async def _send(self, execution: str, message: StartExecution | CancelExecution) -> int:
+    async def _send(self, execution: str, message: StartExecution | CancelExecution | RetryExecution) -> int:
         topic = self._connection.topics.events
         record = Record(topic, root_id(execution).encode(), encode_message(message))
         (delivery,) = await self._connection.producer.send([record])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from flowpilot.ports.definitions import Definitions
 from flowpilot.ports.log import Producer, Reader
@@ -21,6 +21,17 @@ class StartSeen:
     conflict: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a run was started with, and the highest number of its root's retries."""
+
+    workflow: str
+    version: str
+    definition: str
+    input: Any
+    retries: int
+
+
 class AuditView(Protocol):
     """What a client asks of the audit record. It lags behind the log; all raise `AuditUnavailable`."""
 
@@ -30,6 +41,10 @@ class AuditView(Protocol):
 
     async def ended(self, execution: str, run: int | None) -> ExecutionEnded | None:
         """How the run (None: the newest one) ended; None: it has not, or the audit does not know it yet."""
+        ...
+
+    async def started(self, execution: str) -> Started | None:
+        """What the newest run of `execution` was started with; None: the audit does not know it."""
         ...
 
 

@@ -23,6 +23,17 @@ class UnknownWorkflow(FlowPilotError):
         super().__init__(message)
 
 
+class UnknownExecution(FlowPilotError):
+    """The audit record, which has its workflow and input, does not know the execution or does not answer."""
+
+    def __init__(self, execution: str) -> None:
+        self.execution = execution
+        super().__init__(
+            f"the audit record does not know execution {execution}, so its workflow is not known: retry it without "
+            "another version, or start PostgreSQL and the audit writer"
+        )
+
+
 class NotSent(FlowPilotError):
     """The log refused the record for good."""
 
@@ -60,6 +71,18 @@ class ExecutionRefused(ExecutionEndedBadly):
         super().__init__(execution, f"execution {execution} was refused" + (f": {reason}" if reason else ""))
 
 
+class ResultOmitted(FlowPilotError):
+    """It completed, but the outputs of its last steps together are too large for one result."""
+
+    def __init__(self, execution: str) -> None:
+        self.execution = execution
+        super().__init__(
+            f"execution {execution} completed, but the outputs of its last steps are together beyond "
+            "FLOWPILOT_STEP_INPUTS_LIMIT and were left out: mark one step with output=True, let a last step gather "
+            f"what is wanted, or read each with `flowpilot execution show {execution} -o json`"
+        )
+
+
 class ExecutionExists(FlowPilotError):
     """`if_exists="fail"`: the key has an execution already. `conflict`: it was started with another input."""
 
@@ -67,6 +90,26 @@ class ExecutionExists(FlowPilotError):
         self.execution, self.key, self.conflict = execution, key, conflict
         other = " with another input" if conflict else ""
         super().__init__(f"key {key!r} has an execution already{other}: {execution}")
+
+
+class RetryRefused(FlowPilotError):
+    """The engine makes no retry. `refusal`: results_gone, input_gone, in_progress, incident, completed,
+    never_began, other_version, too_many_retries or unknown_execution."""
+
+    def __init__(self, execution: str, refusal: str, detail: str) -> None:
+        self.execution, self.refusal = execution, refusal
+        super().__init__(f"no retry of execution {execution} ({refusal}): {detail}")
+
+
+class RetryUnanswered(FlowPilotError, TimeoutError):
+    """The engine did not answer in time; the request stays in the log and may be taken up later."""
+
+    def __init__(self, execution: str, timeout: float) -> None:
+        self.execution = execution
+        super().__init__(
+            f"no engine answered within {timeout:g} s; it may retry execution {execution} yet, see "
+            f"`flowpilot execution show {execution}` before asking again"
+        )
 
 
 class ResultTimeout(FlowPilotError, TimeoutError):

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from flowpilot.client.connection import AuditUnavailable, AuditView, StartSeen
-from flowpilot.client.errors import ExecutionCancelled, ExecutionFailed, ExecutionRefused, ResultTimeout
+from flowpilot.client.errors import (
+    ExecutionCancelled,
+    ExecutionFailed,
+    ExecutionRefused,
+    ResultOmitted,
+    ResultTimeout,
+)
 from flowpilot.client.replies import Replies
 from flowpilot_schemas.messages import ExecutionEnded
 
@@ -17,7 +23,8 @@ FIRST_LOOK, LONGEST_LOOK = 0.5, 2.0
 
 
 class Handle:
-    """An execution that was started or named. `start` is the offset of its StartExecution, if it was started."""
+    """An execution that was started, retried or named. `start` is the offset of its StartExecution, if it was
+    started; of a retry whatever end comes by the replies is its own."""
 
     def __init__(
         self,
@@ -26,6 +33,8 @@ class Handle:
         replies: Replies,
         audit: AuditView | None,
         cancel: Callable[[str, str], Any],
+        *,
+        is_retry: bool = False,
     ) -> None:
         self.id = execution
         self.start = start
@@ -33,6 +42,7 @@ class Handle:
         self._inbox = replies.inbox(execution)
         self._seen: StartSeen | None = None
         self._cancel = cancel
+        self._is_retry = is_retry
 
     def __repr__(self) -> str:
         return f"Handle({self.id!r})"
@@ -44,10 +54,12 @@ class Handle:
     async def result(self, timeout: float | None = None) -> Any:
         """The execution's output: of the step marked as output, else of the only leaf, else a dict of the leaves.
 
-        Raises `ExecutionFailed`, `ExecutionCancelled`, `ExecutionRefused`, or `ResultTimeout` after `timeout`
-        seconds (None: waits as long as it takes).
+        Raises `ExecutionFailed`, `ExecutionCancelled`, `ExecutionRefused`, `ResultOmitted` if that dict is too
+        large, or `ResultTimeout` after `timeout` seconds (None: waits as long as it takes).
         """
         ended = await self.ended(timeout)
+        if ended.output_omitted:
+            raise ResultOmitted(self.id)
         if ended.status == "completed":
             return ended.output
         if ended.status == "failed":
@@ -62,6 +74,8 @@ class Handle:
         look, pause = 0.0, FIRST_LOOK
         while True:
             own = self._inbox.ended.get(self.start) if self.start is not None else None
+            if self._is_retry and self._inbox.ended:
+                own = self._inbox.ended[max(self._inbox.ended)]
             if own is not None:
                 return own
             now = time.monotonic()

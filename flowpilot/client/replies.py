@@ -10,7 +10,7 @@ import structlog
 
 from flowpilot.ports.log import Fetched, LogUnavailable, Reader
 from flowpilot_schemas.codec import BadRecord, decode_object, parse
-from flowpilot_schemas.messages import ExecutionEnded, ReplyTo
+from flowpilot_schemas.messages import ExecutionEnded, ReplyTo, RetryAnswered
 from flowpilot_schemas.topics import Topics
 
 # Seconds between looks while a result is awaited, and while there are only handles that might be asked.
@@ -26,6 +26,9 @@ class Inbox:
         self.execution = execution
         self.ended: dict[int, ExecutionEnded] = {}
         self.changed = asyncio.Event()
+        # A request for a retry has an inbox of its own, under the request's id.
+        self.answer: RetryAnswered | None = None
+        self.retry: Inbox | None = None
 
 
 class Replies:
@@ -108,7 +111,11 @@ class Replies:
         if record.key != self._key:
             return
         try:
-            ended = parse(ExecutionEnded, decode_object(record.value))
+            value = decode_object(record.value)
+            if value.get("type") == "retry.answered":
+                self._answered(parse(RetryAnswered, value))
+                return
+            ended = parse(ExecutionEnded, value)
         except BadRecord as bad:
             _log.warning("a reply cannot be read", reason=bad.reason, detail=bad.detail, offset=record.offset)
             return
@@ -116,3 +123,13 @@ class Replies:
         if inbox is not None:
             inbox.ended[ended.run] = ended
             inbox.changed.set()
+
+    def _answered(self, answer: RetryAnswered) -> None:
+        """The first answer counts: a request read again later may be answered otherwise."""
+        inbox = self._inboxes.get(answer.request)
+        if inbox is None or inbox.answer is not None:
+            return
+        inbox.answer = answer
+        if answer.retry is not None:
+            inbox.retry = self.inbox(answer.retry)  # now: its end may be the next record
+        inbox.changed.set()

@@ -6,15 +6,17 @@ decision, folded one after another by `evolve`, give the decision's state (a law
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from flowpilot.core import attempts
+from flowpilot.core import attempts, lineage
 from flowpilot.core import events as e
 from flowpilot.core.attempts import Answer
 from flowpilot.core.clip import clipped_or_none
-from flowpilot.core.draft import REFUSAL_KEPT_MS, Draft
+from flowpilot.core.decision import Decision
+from flowpilot.core.draft import Draft
 from flowpilot.core.inputs import MAX_DEPTH, is_deeper
-from flowpilot.core.state import Execution
+from flowpilot.core.state import REFUSAL_KEPT_MS, Execution
 from flowpilot.core.status import (
     IN_FLIGHT,
     TERMINAL_EXECUTION,
@@ -40,19 +42,22 @@ from flowpilot_schemas.messages import (
 Message = Answer | CancelExecution | TimerFired
 
 _DETAIL_KEPT = 300
+_KEPT_OF_RETRY = {"execution", "request", "shares", "input_of"}
 _ALL_HEARTBEATS = 4 * KIB * KIB
 
 
-class Decision(NamedTuple):
-    """The events, the state after them, and what has to be stored beside it."""
+class Taken(NamedTuple):
+    """A step that a retry takes over: its order, its output's size, and which of the shared places holds that."""
 
-    state: Execution
-    events: list[e.CoreEvent]
-    output: tuple[str, bytes] | None = None  # (step, encoded output) of a step that completed
+    order: int
+    size: int
+    place: int
 
 
 def evolve(definition: WorkflowDefinition, state: Execution, event: e.CoreEvent, at: int) -> Execution:
     """The state after `event`. Raises `IllegalTransition` where the tables have no such move."""
+    if isinstance(event, lineage.OF_ROOTS):
+        return lineage.evolve(state, event)
     draft = Draft(definition, state, at)
     draft.emit(event)
     return draft.state()
@@ -73,13 +78,19 @@ def opened(message: StartExecution, offset: int) -> Execution:
         origin=message.origin.model_dump() if message.origin else None,
         reply=message.reply.model_dump() if message.reply else None,
         input_hash=content_hash(message.input),
+        retry=message.retry.model_dump(mode="json", include=_KEPT_OF_RETRY) if message.retry else None,
     )
 
 
 def decide_start(
-    definition: WorkflowDefinition, message: StartExecution, input_size: int, at: int, offset: int
+    definition: WorkflowDefinition,
+    message: StartExecution,
+    input_size: int,
+    at: int,
+    offset: int,
+    taken: Sequence[Taken] = (),
 ) -> Decision:
-    """Begin a run: nothing holds the execution's id."""
+    """Begin a run: nothing holds the execution's id. `taken`: the steps that a retry need not do again."""
     state = opened(message, offset)
     draft = Draft(definition, state, at)
     draft.emit(
@@ -91,10 +102,14 @@ def decide_start(
             state.origin,
             message.created_by,
             input_size,
+            *_of_retry(message),
+            *([list(step) for step in taken], [place for place, _ in message.retry.shares])
+            if message.retry and taken
+            else (None, None),
         )
     )
-    for order, step in enumerate(definition.steps):
-        if not step.depends_on:
+    for order, step in enumerate(draft.steps):
+        if step.waiting == 0 and step.status is StepStatus.PENDING:
             attempts.make_ready(draft, order)
     return _end(draft)
 
@@ -105,15 +120,18 @@ def refuse_start(message: StartExecution, reason: str, detail: str, at: int, off
         *(message.workflow, message.version, message.definition, reason, detail, message.key),
         message.origin.model_dump() if message.origin else None,
         message.created_by,
+        *_of_retry(message),
     )
     state = opened(message, offset)._replace(
-        status=ExecutionStatus.FAILED, refused=True, forget_at=at + REFUSAL_KEPT_MS
+        status=ExecutionStatus.FAILED, refused=True, forget_at=None if message.retry else at + REFUSAL_KEPT_MS
     )
     return Decision(state, [event])
 
 
 def decide_again(state: Execution, message: StartExecution) -> Decision:
     """A start of an id that is held. The very record that started it, read twice, says nothing new."""
+    if message.retry is not None:  # the engine sends it again when it replays what it decided
+        return Decision(state, [])
     origin = message.origin.model_dump() if message.origin else None
     if origin is not None and origin == state.origin:
         return Decision(state, [])
@@ -121,6 +139,11 @@ def decide_again(state: Execution, message: StartExecution) -> Decision:
     if asked == state.input_hash:
         return Decision(state, [e.StartDeduplicated(origin, message.created_by)])
     return Decision(state, [e.KeyConflict(origin, message.created_by, asked)])
+
+
+def _of_retry(message: StartExecution) -> tuple[dict[str, object]] | tuple[None]:
+    told = {"execution", "run", "request", "reason", "from_start"}
+    return (message.retry.model_dump(include=told, exclude_none=True),) if message.retry else (None,)
 
 
 def decide(definition: WorkflowDefinition, state: Execution, message: Message, at: int) -> Decision:
@@ -142,13 +165,6 @@ def fault(state: Execution, detail: str) -> Decision:
     # An exception's text may quote anything, lone surrogates included.
     sentence = detail[:_DETAIL_KEPT].encode(errors="replace").decode()
     return Decision(after, [e.ExecutionIncident(sentence)])
-
-
-def forget(state: Execution) -> Execution:
-    """The marker that stays until the outbox is surely sent."""
-    return state._replace(
-        forgotten=True, steps=(), open=0, deadline=None, forget_at=None, key=None, origin=None, reply=None
-    )
 
 
 def _answer(definition: WorkflowDefinition, state: Execution, message: Answer, at: int) -> Decision:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from flowpilot.core import events as e
-from flowpilot.core.state import Execution, StepState
+from flowpilot.core.lineage import family_window
+from flowpilot.core.state import REFUSAL_KEPT_MS, Execution, StepState
 from flowpilot.core.status import (
     TERMINAL_STEP,
     ExecutionStatus,
@@ -15,12 +16,10 @@ from flowpilot.core.status import (
     check_step,
 )
 from flowpilot_schemas.definition import WorkflowDefinition
-from flowpilot_schemas.topics import HOUR
 
 # The state of a wide workflow stays small when all of its steps fail.
 _ERROR_KEPT = 300
 ERRORS_KEPT = 20
-REFUSAL_KEPT_MS = HOUR
 
 
 class Draft:
@@ -82,6 +81,10 @@ class Draft:
         self.status = check_execution(self.status, ExecutionStatus.RUNNING)
         self.steps = [StepState(waiting=len(step.depends_on)) for step in self.definition.steps]
         self.open = len(self.steps)
+        for order, size, _ in event.taken or ():
+            self.open -= 1
+            self.steps[order] = self.steps[order]._replace(status=StepStatus.COMPLETED, size=size)
+            self._unblock(order)
         self.input_size = event.input_size
         if self.definition.timeout_ms is not None:
             self.deadline = self.at + self.definition.timeout_ms
@@ -111,6 +114,9 @@ class Draft:
 
     def _step_completed(self, event: e.StepCompleted) -> None:
         order = self._move(event.step, StepStatus.COMPLETED, size=event.size)
+        self._unblock(order)
+
+    def _unblock(self, order: int) -> None:
         for dependent in self.definition.dependents[order]:
             step = self.steps[dependent]
             self.steps[dependent] = step._replace(waiting=step.waiting - 1)
@@ -148,7 +154,8 @@ class Draft:
     def _over(self, status: ExecutionStatus, window_ms: int) -> None:
         self.status = check_execution(self.status, status)
         self.deadline = None
-        self.forget_at = self.at + window_ms
+        # A retry is kept as long as its root, and a root as long as its retries.
+        self.forget_at = None if self.before.retry else family_window(self.before.retries, self.at + window_ms)
 
     def _completed(self, _: e.ExecutionCompleted) -> None:
         self._over(ExecutionStatus.COMPLETED, self.definition.dedupe_window_ms)

@@ -1,6 +1,7 @@
 """What the core decides: events in the past tense. An execution's state is the fold of its events.
 
-They go to the history topic under their class's name, but for those in `UNRECORDED`, which only move state.
+They go to the history topic under their class's name, but for those in `UNRECORDED`, which only move state, and
+those in `UNTOLD`, which are sent on otherwise.
 Their fields stand in `flowpilot_schemas.history.FIELDS`, but for outputs and inputs: those lie under keys of
 their own and are added when a history record is rendered, so that the outbox stays small.
 """
@@ -20,6 +21,9 @@ class ExecutionStarted(NamedTuple):
     origin: Json
     created_by: str | None
     input_size: int
+    retry: Json = None  # of `RetryOf`, what the history tells
+    taken: Json = None  # [order, size, place] of each step that was completed before; the places follow
+    places: Json = None
 
 
 class StartRefused(NamedTuple):
@@ -31,6 +35,7 @@ class StartRefused(NamedTuple):
     key: str | None
     origin: Json
     created_by: str | None
+    retry: Json = None
 
 
 class StartDeduplicated(NamedTuple):
@@ -128,6 +133,48 @@ class CancelIgnored(NamedTuple):
     reason: str
 
 
+class RetryRefused(NamedTuple):
+    of: str
+    actor: str
+    reason: str
+    request: str
+    refusal: str
+    detail: str
+    running: str | None
+    reply: Json
+
+
+class RetryBegun(NamedTuple):
+    """On the root: it has one more retry (`Retry`, as a list), and `start` is sent."""
+
+    retry: Json
+    start: Json
+
+
+class RetryKnown(NamedTuple):
+    """On the root: the request was answered with this retry before."""
+
+    of: str
+    request: str
+    retry: str
+    reply: Json
+
+
+class RetryOver(NamedTuple):
+    """On the root: one of its retries has ended."""
+
+    number: int
+    run: int
+    status: str
+    until: int
+
+
+class FamilyForgotten(NamedTuple):
+    """On the root: it is forgotten, and these retries ([execution, run]) with it."""
+
+    retries: Json
+
+
 class ExecutionCompleted(NamedTuple):
     pass
 
@@ -163,6 +210,11 @@ CoreEvent = (
     | CompletionIgnored
     | DispatchFailed
     | CancelIgnored
+    | RetryRefused
+    | RetryBegun
+    | RetryKnown
+    | RetryOver
+    | FamilyForgotten
     | ExecutionCompleted
     | ExecutionFailed
     | ExecutionCancelled
@@ -170,7 +222,8 @@ CoreEvent = (
 )
 
 CLASSES: dict[str, type[CoreEvent]] = {cls.__name__: cls for cls in CoreEvent.__args__}
-UNRECORDED = (HeartbeatTaken,)
+UNRECORDED = (HeartbeatTaken, RetryOver)
+UNTOLD = (RetryBegun, RetryKnown, FamilyForgotten)
 
 
 def pack(event: CoreEvent) -> list[Json]:

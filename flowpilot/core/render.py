@@ -6,18 +6,24 @@ was stored when they were taken, and go into messages as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import orjson
 
 from flowpilot.core import events as e
+from flowpilot.core.notices import Outgoing, answer, retry_ended, tell_retry
 from flowpilot.core.state import Execution, OutboxEntry
-from flowpilot.core.status import ExecutionStatus
+from flowpilot.core.status import TERMINAL_EXECUTION, ExecutionStatus
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.history import HEADER_HASH, HEADER_PREV, chain, iso
 from flowpilot_schemas.ids import TaskId, root_id
-from flowpilot_schemas.messages import Cancelled, ExecutionEnded, Superseded
+from flowpilot_schemas.messages import (
+    Cancelled,
+    ExecutionEnded,
+    RetryForget,
+    Superseded,
+)
 
 
 class PayloadGone(Exception):
@@ -41,18 +47,6 @@ class Home(NamedTuple):
 
     topic: str
     partition: int
-
-
-class Outgoing(NamedTuple):
-    """A message to be sent. `kind` is history, step, control or reply; `queue` belongs to a step message."""
-
-    kind: str
-    key: str
-    value: bytes
-    headers: tuple[tuple[str, bytes], ...] = ()
-    queue: str | None = None
-    topic: str | None = None
-    partition: int | None = None
 
 
 class Rendered(NamedTuple):
@@ -81,11 +75,12 @@ def render(
     for event in events:
         if isinstance(event, e.UNRECORDED):
             continue
-        seq += 1
-        value = run.history(event, seq, entry.cause)
-        previous, head = head, chain(head, value)
-        headers = ((HEADER_PREV, previous), (HEADER_HASH, head))
-        messages.append(Outgoing("history", run.state.id, value, headers, partition=home.partition))
+        if not isinstance(event, e.UNTOLD):
+            seq += 1
+            value = run.history(event, seq, entry.cause)
+            previous, head = head, chain(head, value)
+            headers = ((HEADER_PREV, previous), (HEADER_HASH, head))
+            messages.append(Outgoing("history", run.state.id, value, headers, partition=home.partition))
         messages.extend(run.consequences(event))
     return Rendered(messages, head, seq)
 
@@ -126,10 +121,15 @@ class _Run:
         match event:
             case e.ExecutionStarted():
                 del body["input_size"]
-                body["input"] = orjson.Fragment(self._payloads.input(state.id, state.run))
-                root = root_id(state.id)
-                if root != state.id:
-                    body["parent"] = root
+                body["input"] = orjson.Fragment(self._input())
+                tell_retry(body)
+                if event.taken:
+                    body["taken"] = self._taken(event)
+                body.pop("places", None)
+            case e.StartRefused():
+                tell_retry(body)
+            case e.RetryRefused():
+                body.pop("reply", None)
             case e.StepCompleted():
                 body["output"] = orjson.Fragment(self._payloads.output(state.id, state.run, event.step))
             case e.StepRetryScheduled():
@@ -152,14 +152,29 @@ class _Run:
                 return [self._control(Superseded(task_id=task))]
             case e.ExecutionCancelled():
                 cancelled = Cancelled(execution=state.id, run=state.run)
-                return [self._control(cancelled), *self._reply("cancelled", reason=event.reason)]
+                return [self._control(cancelled), *self._over("cancelled", reason=event.reason)]
             case e.ExecutionFailed():
                 over = [self._control(Cancelled(execution=state.id, run=state.run))] if event.reason else []
-                return [*over, *self._reply("failed", errors=event.errors, reason=event.reason)]
+                return [*over, *self._over("failed", errors=event.errors, reason=event.reason)]
             case e.ExecutionCompleted():
-                return self._reply("completed", output=self._output())
+                output = self._output()
+                return self._over("completed", output=output, output_omitted=output is None)
             case e.StartRefused():
-                return self._reply("refused", reason=event.detail)
+                return self._over("refused", reason=event.detail)
+            case e.RetryBegun():
+                start = event.start
+                told = answer(start["retry"], start.get("reply"), retry=start["execution"])
+                return [self._event(start), *told]
+            case e.RetryKnown():
+                return answer({"execution": event.of, "request": event.request}, event.reply, retry=event.retry)
+            case e.RetryRefused():
+                asked = {"execution": event.of, "request": event.request}
+                return answer(asked, event.reply, refused=event.refusal, detail=event.detail, running=event.running)
+            case e.FamilyForgotten():
+                return [
+                    self._event(RetryForget(execution=execution, run=run).model_dump())
+                    for execution, run in event.retries
+                ]
             case _:
                 return []
 
@@ -179,10 +194,8 @@ class _Run:
             "idempotency_key": task.idempotency_key,
         }
         if step.takes_input:
-            message["input"] = orjson.Fragment(self._payloads.input(state.id, state.run))
-        message["parents"] = {
-            parent: orjson.Fragment(self._payloads.output(state.id, state.run, parent)) for parent in step.takes
-        }
+            message["input"] = orjson.Fragment(self._input())
+        message["parents"] = {parent: orjson.Fragment(self._output_of(parent)) for parent in step.takes}
         if step.args:
             message["args"] = step.args
         if event.last_heartbeat is not None:
@@ -207,12 +220,53 @@ class _Run:
         leaves = marked or [
             step.name for step, below in zip(definition.steps, definition.dependents, strict=True) if not below
         ]
-        outputs = {name: self._payloads.output(state.id, state.run, name) for name in leaves}
+        outputs = {name: self._output_of(name) for name in leaves}
         if len(leaves) == 1:
             return outputs[leaves[0]]
         if sum(map(len, outputs.values())) > state.limits.step_inputs:
             return None
         return orjson.dumps({name: orjson.Fragment(output) for name, output in outputs.items()})
+
+    def _input(self) -> bytes:
+        """The run's input: its own, or that of the execution which it retries."""
+        state = self.state
+        place = (state.retry or {}).get("input_of") or (state.id, state.run)
+        return self._payloads.input(*place)
+
+    def _output_of(self, step: str) -> bytes:
+        """A completed step's output: this run's own, or of the nearest of those it shares results with."""
+        state = self.state
+        if state.retry is None:
+            return self._payloads.output(state.id, state.run, step)
+        places: list[tuple[str, int]] = [(state.id, state.run), *state.retry["shares"]]
+        *nearer, (last, its_run) = places
+        for execution, run in nearer:
+            try:
+                return self._payloads.output(execution, run, step)
+            except PayloadGone:
+                continue
+        return self._payloads.output(last, its_run, step)
+
+    def _taken(self, event: e.ExecutionStarted) -> dict[str, list[str]]:
+        """Whose results were taken over: execution to names of steps."""
+        taken: dict[str, list[str]] = {}
+        for order, _, place in event.taken:
+            taken.setdefault(event.places[place], []).append(self.definition.steps[order].name)
+        return taken
+
+    def _over(self, status: str, **fields: Any) -> list[Outgoing]:
+        """To the client that waits, and from a retry to its root."""
+        state = self.state
+        told = self._reply(status, **fields)
+        if state.retry is None:
+            return told
+        ended = retry_ended(state, status, self._definition, self._at)
+        return [*told, self._event(ended.model_dump())]
+
+    def _event(self, message: Mapping[str, Any]) -> Outgoing:
+        """A record to this very partition of the events topic."""
+        topic, partition = self._home
+        return Outgoing("event", root_id(self.state.id), orjson.dumps(message), topic=topic, partition=partition)
 
     def _control(self, message: Cancelled | Superseded) -> Outgoing:
         return Outgoing("control", self.state.id, message.model_dump_json().encode(), partition=0)
@@ -229,6 +283,12 @@ class _Run:
             body["output"] = orjson.Fragment(output)
         key = reply.get("key") or self.state.id
         return [Outgoing("reply", key, orjson.dumps(body), topic=reply["topic"], partition=reply["partition"])]
+
+
+def may_lack_payloads(state: Execution) -> bool:
+    """Whether what the run's messages need may have been removed, since all of them were sent: also what a
+    retry that has ended shared with others."""
+    return is_over(state) or (state.retry is not None and state.status in TERMINAL_EXECUTION)
 
 
 def is_over(state: Execution) -> bool:

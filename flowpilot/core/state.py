@@ -12,6 +12,9 @@ import orjson
 from flowpilot.core.status import ExecutionStatus, StepStatus
 from flowpilot_schemas.history import GENESIS
 from flowpilot_schemas.limits import Limits
+from flowpilot_schemas.topics import HOUR
+
+REFUSAL_KEPT_MS = HOUR
 
 _CODES = list(StepStatus)
 _CODE_OF = {status: code for code, status in enumerate(_CODES)}
@@ -51,8 +54,32 @@ class OutboxEntry(NamedTuple):
     of: Execution | None = None
 
 
+class Retry(NamedTuple):
+    """One retry `R.n` as its root R knows it. `until` (ms): at least so long the whole family is kept."""
+
+    number: int
+    of: int  # the number of the execution that it retries: 0 is the root
+    request: str
+    from_start: bool
+    own_input: bool
+    version: str
+    definition: str
+    until: int
+    run: int | None = None
+    status: str | None = None  # None: it has not ended
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended, as far as the root knows."""
+        return self.status is None
+
+
 class Execution(NamedTuple):
-    """One run of an execution. `src` is the offset of the last event folded into it."""
+    """One run of an execution. `src` is the offset of the last event folded into it.
+
+    A retry has in `retry` where it finds what it shares; its root has all retries in `retries`, the highest
+    number given so far in `last_retry`, and the window of all of them in its own `forget_at`.
+    """
 
     id: str
     run: int
@@ -75,6 +102,9 @@ class Execution(NamedTuple):
     forgotten: bool = False
     seq: int = 0
     head: bytes = GENESIS
+    retry: Any = None
+    retries: tuple[Retry, ...] = ()
+    last_retry: int = 0
     outbox: tuple[OutboxEntry, ...] = ()
 
     @property
@@ -115,6 +145,8 @@ def _pack(state: Execution) -> dict[str, Any]:
         field = getattr(state, name)
         if field != default:
             value[name] = field
+    if state.retries:
+        value["retries"] = [list(retry) for retry in state.retries]
     if state.outbox:
         value["outbox"] = [
             [
@@ -137,6 +169,8 @@ _OPTIONAL: dict[str, Any] = {
     "forget_at": None,
     "refused": False,
     "forgotten": False,
+    "retry": None,
+    "last_retry": 0,
 }
 _DEFAULT_LIMITS = Limits()
 
@@ -168,6 +202,7 @@ def _unpack(value: dict[str, Any]) -> Execution:
         open=value.get("open", 0),
         seq=value["seq"],
         head=bytes.fromhex(value["head"]),
+        retries=tuple([Retry(*retry) for retry in value.get("retries", ())]),
         outbox=tuple(
             [
                 OutboxEntry(cause, at, seq, bytes.fromhex(head), events, *map(_unpack, of))

@@ -101,6 +101,8 @@ def _answer(owned: OwnedPartition, written: Entries, foreign: Sequence[Fetched])
             again[key] = mine._replace(epoch=owned.epoch)
         elif entry.src <= owned.watermark.offset:
             again[key] = Entry(None, entry.src, owned.epoch)
+        else:  # ahead of this owner, who will come to the same; whoever recovers weighs it
+            owned.table.passed_over = True
     if foreign:
         log.warning(
             "late records of an earlier owner were overwritten",

@@ -97,6 +97,8 @@ class Engine:
     async def assign(self, partition: int, committed: int | None) -> int:
         """Claim a partition whose table is recovered; the offset to read on from (rule 1)."""
         table = self.table(partition)
+        if table.passed_over:
+            table = await self._read_again(partition)
         self._owned.pop(partition, None)
         self.stopped.pop(partition, None)
         try:
@@ -108,6 +110,15 @@ class Engine:
             return committed or 0
         self._owned[partition] = owned
         return start
+
+    async def _read_again(self, partition: int) -> PartitionTable:
+        self._tables.pop(partition)
+        table = self.table(partition)
+        low, end = await self._reader.bounds(self._changelog.topic, partition)
+        for record in await self._changelog.read(partition, low, end):
+            table.load(record)
+        table.next_changelog_offset = end
+        return table
 
     async def process(self, batch: Sequence[Fetched]) -> list[Fetched]:
         """Process records of one or more partitions; those that may be acknowledged now, in their order."""

@@ -10,21 +10,24 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from flowpilot.core import decide
+from flowpilot.core import decide, lineage
 from flowpilot.core.dead_letters import dead_letter, dead_letter_key
+from flowpilot.core.decision import Decision
 from flowpilot.core.events import UNRECORDED, CoreEvent, ExecutionIncident, StartRefused, pack, unpack
 from flowpilot.core.murmur2 import partition_of
-from flowpilot.core.render import Home, Outgoing, PayloadGone, is_over, render
+from flowpilot.core.notices import Outgoing, refusal_of
+from flowpilot.core.render import Home, PayloadGone, may_lack_payloads, render
 from flowpilot.core.state import Execution, OutboxEntry
 from flowpilot.engine.errors import PartitionStopped
 from flowpilot.engine.keys import input_key, output_key
 from flowpilot.engine.overlay import Overlay
+from flowpilot.engine.reading import Message, execution_of, read, read_or_none
 from flowpilot.ports.log import Fetched, Record
 from flowpilot_schemas import messages as m
-from flowpilot_schemas.codec import BadRecord, decode_object, encode, encode_message, parse
+from flowpilot_schemas.codec import BadRecord, encode, encode_message
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.history import HEADER_HOPS
-from flowpilot_schemas.ids import TaskId, is_execution_id, root_id
+from flowpilot_schemas.ids import root_id
 from flowpilot_schemas.topics import Topics
 
 _FAULT = "engine_fault"
@@ -63,7 +66,12 @@ class Fold:
         self._overlay = frame.overlay
         self._home = Home(frame.topics.events, frame.partition)
         topics = frame.topics
-        self._topics = {"history": topics.history, "control": topics.control, "reply": topics.replies}
+        self._topics = {
+            "history": topics.history,
+            "control": topics.control,
+            "reply": topics.replies,
+            "event": topics.events,
+        }
 
     def record(self, record: Fetched) -> None:
         """Fold one record, wholly or (if it raises) not at all.
@@ -81,7 +89,7 @@ class Fold:
 
     def _record(self, record: Fetched) -> None:
         try:
-            message = _parse(record)
+            message = read(record)
         except BadRecord as bad:
             self._dead_letter(record, bad.reason, bad.detail)
             return
@@ -90,9 +98,9 @@ class Fold:
         match message:
             case m.Forget():
                 self._forget(record, message)
-            case m.StartExecution():
-                self._for_execution(record, message.execution, message)
-            case m.CancelExecution() | m.TimerFired():
+            case m.RetryExecution():
+                self._for_execution(record, root_id(message.execution), message)
+            case m.StartExecution() | m.CancelExecution() | m.TimerFired() | m.RetryEnded() | m.RetryForget():
                 self._for_execution(record, message.execution, message)
             case _:
                 self._for_execution(record, message.task_id.partition("/")[0], message)
@@ -102,15 +110,16 @@ class Fold:
 
         A start is refused instead: a fact in the state, as the other is, or it would be lost with the process.
         """
-        message = _parsed(record)
-        execution = _execution_of(message) if message is not None else None
+        message = read_or_none(record)
+        execution = execution_of(message) if message is not None else None
         state = self._overlay.state(execution) if execution else None
         decision = None
         if state is not None and not (state.forgotten or state.refused):
             decision = decide.fault(state, detail) if record.offset > state.src else None
         elif isinstance(message, m.StartExecution) and (state is None or record.offset > state.src):
             reason = detail[:_DETAIL_KEPT]
-            decision = decide.refuse_start(message, _FAULT, reason, record.timestamp, record.offset)
+            refused = decide.refuse_start(message, _FAULT, reason, record.timestamp, record.offset)
+            decision = lineage.inherited(state, refused)
         if decision is None or not decision.events:
             self._dead_letter(record, _FAULT, detail)
             return
@@ -123,16 +132,19 @@ class Fold:
             if isinstance(event, ExecutionIncident) or (isinstance(event, StartRefused) and event.reason == _FAULT):
                 self._dead_letter(record, _FAULT, event.detail)
 
-    def _for_execution(self, record: Fetched, execution: str, message: m.StartExecution | decide.Message) -> None:
+    def _for_execution(self, record: Fetched, execution: str, message: Message) -> None:
         state = self._overlay.state(execution)
         if state is None and not self._is_home(record, execution):
             return
         if state is not None and record.offset <= state.src:
-            if not self._send_again(record, state) and record.offset < state.run:
+            never_held = record.offset < state.run or lineage.is_stand_in(state)
+            if not self._send_again(record, state) and never_held:
                 self._before_the_run(record, execution, message)
         elif isinstance(message, m.StartExecution):
             if state is not None or record.offset > self._frame.recovered_watermark:
                 self._start(record, state, message)
+        elif isinstance(message, m.RetryExecution | m.RetryEnded | m.RetryForget):
+            self._of_a_family(record, state, message)
         elif state is None or state.forgotten:
             self._unknown(record, execution, message)
         else:
@@ -142,26 +154,80 @@ class Fold:
             else:
                 self._commit(record, state, decide.decide(definition, state, message, record.timestamp))
 
-    def _start(self, record: Fetched, state: Execution | None, message: m.StartExecution) -> None:
-        if message.rules > m.RULES:
+    def _of_a_family(
+        self, record: Fetched, state: Execution | None, message: m.RetryExecution | m.RetryEnded | m.RetryForget
+    ) -> None:
+        """What a root decides on its retries (`flowpilot.core.lineage`), and that a retry goes with its root."""
+        match message:
+            case m.RetryExecution():
+                self._check_rules(record, message.rules)
+                known, anew = lineage.is_known(state, message), lineage.can_begin_anew(message)
+                if state is None and anew and record.offset <= self._frame.recovered_watermark:
+                    return  # taken up before, and all of it forgotten since
+                if not (known or anew):
+                    self._nothing_to_retry(record, message)
+                    return
+                begins = state is None or not (known or state.retries)
+                root = lineage.opened(message, record.offset) if state is None or begins else state
+                events = lineage.decide_retry(root, message, record.timestamp)
+                self._commit(record, state, lineage.decision(root, events), begins=begins)
+            case m.RetryEnded() if state is not None:
+                self._commit(record, state, lineage.decision(state, lineage.decide_ended(state, message)))
+            case m.RetryForget() if state is not None and lineage.goes_with(state, message):
+                forgotten = lineage.forget(state)._replace(src=record.offset)
+                self._overlay.put(forgotten._replace(outbox=self._kept(state, begins=False)))
+
+    def _nothing_to_retry(self, record: Fetched, message: m.RetryExecution) -> None:
+        refusal = lineage.gone(message)
+        self._dead_letter(record, "unknown_execution", refusal.detail)
+        self._send(refusal_of(message, refusal.reason, refusal.detail))
+
+    def _check_rules(self, record: Fetched, rules: int) -> None:
+        if rules > m.RULES:
             raise PartitionStopped(
-                f"partition {record.partition} holds an execution with rules {message.rules} at offset "
+                f"partition {record.partition} holds an execution with rules {rules} at offset "
                 f"{record.offset}; this release knows rules up to {m.RULES}: upgrade the engine"
             )
-        if state is not None and not (state.forgotten or state.refused):
+
+    def _start(self, record: Fetched, state: Execution | None, message: m.StartExecution) -> None:
+        self._check_rules(record, message.rules)
+        if state is not None and _holds(state, message):
             self._commit(record, state, decide.decide_again(state, message))
             return
-        given = encode(message.input)
-        reason, detail, definition = self._why_refused(message, given)
+        given, place = encode(message.input), (message.retry.input_of if message.retry else None)
+        reason, detail, definition = "", "", None
+        if place is not None:
+            try:
+                given = self._overlay.input(*place)
+            except PayloadGone:
+                reason, detail = "results_gone", f"the input of execution {place[0]} is gone"
+        if not reason:
+            reason, detail, definition = self._why_refused(message, given)
         if definition is None or reason:
             refused = decide.refuse_start(message, reason, detail, record.timestamp, record.offset)
-            self._commit(record, state, refused, begins=True)
+            self._commit(record, state, lineage.inherited(state, refused), begins=True)
             return
-        self._overlay.put_payload(input_key(message.execution, record.offset), given, record.offset)
-        started = decide.decide_start(definition, message, len(given), record.timestamp, record.offset)
+        if place is None:
+            self._overlay.put_payload(input_key(message.execution, record.offset), given, record.offset)
+        taken = self._taken(definition, message.retry) if message.retry else ()
+        started = decide.decide_start(definition, message, len(given), record.timestamp, record.offset, taken)
         if self._overlay.definition(definition.hash) is None:
             self._overlay.put_definition(definition, record.offset)
-        self._commit(record, state, started, begins=True)
+        self._commit(record, state, lineage.inherited(state, started), begins=True)
+
+    def _taken(self, definition: WorkflowDefinition, retry: m.RetryOf) -> list[decide.Taken]:
+        """The steps whose outputs are there already: written once, by those that the retry shares results with,
+        all of which have ended; what they hold cannot change any more, nor go before the retry is forgotten."""
+        taken: list[decide.Taken] = []
+        for order, step in enumerate(definition.steps):
+            for number, (execution, run) in enumerate(retry.shares):
+                try:
+                    size = len(self._overlay.output(execution, run, step.name))
+                except PayloadGone:
+                    continue
+                taken.append(decide.Taken(order, size, number))
+                break
+        return taken
 
     def _why_refused(self, message: m.StartExecution, given: bytes) -> tuple[str, str, WorkflowDefinition | None]:
         definition = self._overlay.definition(message.definition) or self._frame.known(message.definition)
@@ -176,7 +242,7 @@ class Fold:
         return "", "", definition
 
     def _commit(
-        self, record: Fetched, before: Execution | None, decision: decide.Decision, *, begins: bool = False
+        self, record: Fetched, before: Execution | None, decision: Decision, *, begins: bool = False
     ) -> None:
         """Put a decision into the state, its outbox and the outputs."""
         after, told = decision.state, [event for event in decision.events if not isinstance(event, UNRECORDED)]
@@ -211,21 +277,24 @@ class Fold:
             if entry.cause != record.offset:
                 continue
             found = True
-            events = [unpack(packed) for packed in entry.events]
+            events = [lineage.again(state, unpack(packed)) for packed in entry.events]
             owner = entry.of or state
             self._fault_letter(record, events)
             try:
                 rendered = render(self._definition_of(owner), state, entry, events, self._overlay, self._home)
             except PayloadGone:
-                if not is_over(owner):
+                if not may_lack_payloads(owner):
                     raise
                 continue  # removed only after everything had been sent
             self._send(rendered.messages)
         return found
 
-    def _before_the_run(self, record: Fetched, execution: str, message: m.StartExecution | decide.Message) -> None:
+    def _before_the_run(self, record: Fetched, execution: str, message: Message) -> None:
         """Of what was there before this run nothing is known any more: as if there were no state."""
-        if not isinstance(message, m.StartExecution):
+        if isinstance(message, m.RetryExecution):
+            if not lineage.can_begin_anew(message):
+                self._nothing_to_retry(record, message)
+        elif not isinstance(message, m.StartExecution):
             self._unknown(record, execution, message)
 
     def _definition_of(self, state: Execution) -> WorkflowDefinition | None:
@@ -255,12 +324,15 @@ class Fold:
             state = self._overlay.state(execution)
             if state is None or record.offset <= state.src or state.forget_at is None or state.forget_at > bound:
                 continue
+            if state.retries:
+                self._commit(record, state, lineage.decision(state, [lineage.family_forgotten(state)]))
+                continue
             kept = self._kept(state, begins=False)
-            self._overlay.put(decide.forget(state)._replace(src=record.offset, outbox=kept))
+            self._overlay.put(lineage.forget(state)._replace(src=record.offset, outbox=kept))
 
-    def _unknown(self, record: Fetched, execution: str, message: m.StartExecution | decide.Message) -> None:
-        if isinstance(message, m.TimerFired | m.StepHeartbeat):
-            return  # a timer or heartbeat of an execution that was forgotten meanwhile
+    def _unknown(self, record: Fetched, execution: str, message: Message) -> None:
+        if isinstance(message, m.TimerFired | m.StepHeartbeat | m.RetryEnded | m.RetryForget):
+            return  # of an execution that was forgotten meanwhile
         detail = f"no execution {execution} is known; it never was, or its window has passed"
         self._dead_letter(record, "unknown_execution", detail)
 
@@ -287,36 +359,7 @@ class Fold:
         )
 
 
-def _parse(record: Fetched) -> m.Event:
-    value = decode_object(record.value)
-    kind = value.get("type")
-    model = m.EVENT_TYPES.get(kind) if isinstance(kind, str) else None
-    if model is None:
-        parse(m.Untyped, value)
-        raise BadRecord("unknown_type", f"no event has the type {str(kind)[:100]!r}")
-    message = parse(model, value)
-    if isinstance(message, m.StartExecution | m.CancelExecution | m.TimerFired):
-        _require(is_execution_id(message.execution), "execution is not an execution id")
-    elif not isinstance(message, m.Forget):
-        _require(TaskId.parse(message.task_id) is not None, "task_id is not a task id")
-    return message
-
-
-def _require(holds: bool, detail: str) -> None:
-    if not holds:
-        raise BadRecord("wrong_shape", detail)
-
-
-def _parsed(record: Fetched) -> m.Event | None:
-    try:
-        return _parse(record)
-    except BadRecord:
-        return None
-
-
-def _execution_of(message: m.Event) -> str | None:
-    if isinstance(message, m.Forget):
-        return None
-    if isinstance(message, m.StartExecution | m.CancelExecution | m.TimerFired):
-        return message.execution
-    return message.task_id.partition("/")[0]
+def _holds(state: Execution, message: m.StartExecution) -> bool:
+    """Whether `state` holds the id against `message`. One that was forgotten, or never began, gives way; but a
+    retry has one start alone, and its copies are that one."""
+    return not (state.forgotten or (state.refused and message.retry is None))

@@ -33,6 +33,8 @@ class PartitionTable:
         self.next_changelog_offset = 0
         self.highest_epoch = 0
         self.claimed_at = 0
+        # Whether records before `next_changelog_offset` were left out: a next claim has to read from the start.
+        self.passed_over = False
         self._entries: dict[bytes, Entry] = {}
         self._overtaken: set[bytes] = set()
         # The claim under which tombstones were last forgotten: what is older and not known was removed by it.

@@ -26,7 +26,7 @@ class PublicMessage(NamedTuple):
 def public_messages(topics: Topics) -> list[PublicMessage]:
     """All of them: first what users and foreign workers write and read, last what FlowPilot tells itself."""
     steps, events = topics.steps("<queue>"), topics.events
-    places: list[tuple[str, type[BaseModel]]] = [
+    for_users: list[tuple[str, type[BaseModel]]] = [
         (topics.triggers, m.Trigger),
         (steps, m.StepReady),
         (events, m.StepCompleted),
@@ -36,21 +36,29 @@ def public_messages(topics: Topics) -> list[PublicMessage]:
         (topics.control, m.Cancelled),
         (topics.control, m.Superseded),
         (topics.replies, m.ExecutionEnded),
+        (topics.replies, m.RetryAnswered),
         (topics.dead_letters, m.DeadLetter),
+    ]
+    for_flowpilot: list[tuple[str, type[BaseModel]]] = [
         (topics.definitions, WorkflowDefinition),
         (topics.definitions, DefinitionPointer),
         (topics.definitions, WorkflowDeletion),
         (events, m.StartExecution),
         (events, m.CancelExecution),
+        (events, m.RetryExecution),
+        (events, m.RetryEnded),
+        (events, m.RetryForget),
         (events, m.TimerFired),
         (events, m.Forget),
     ]
-    found = [
-        PublicMessage(_name(model), topic, _sentence(model), model.model_json_schema) for topic, model in places
-    ]
     events_of_history = partial(_history_schema, FIELDS)
-    told = PublicMessage("history", topics.history, "A fact that the engine decided.", events_of_history)
-    return [*found[:9], told, *found[9:]]
+    history = PublicMessage("history", topics.history, "A fact that the engine decided.", events_of_history)
+    return [*map(_public, for_users), history, *map(_public, for_flowpilot)]
+
+
+def _public(place: tuple[str, type[BaseModel]]) -> PublicMessage:
+    topic, model = place
+    return PublicMessage(_name(model), topic, _sentence(model), model.model_json_schema)
 
 
 _NAMES: dict[type[BaseModel], str] = {

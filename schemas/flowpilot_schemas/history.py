@@ -22,9 +22,13 @@ HEADER_HOPS = "fp-hops"
 # type: the fields beside the common ones; `?` marks those that may be missing.
 FIELDS: dict[str, tuple[str, ...]] = {
     "ExecutionStarted": (
-        "workflow", "version", "definition", "key?", "input?", "origin?", "created_by?", "parent?",
+        "workflow", "version", "definition", "key?", "input?", "origin?", "created_by?",
+        "parent?", "parent_run?", "from_start?", "retry_reason?", "request?", "taken?",
     ),
-    "StartRefused": ("workflow", "version", "definition", "reason", "detail", "key?", "origin?", "created_by?"),
+    "StartRefused": (
+        "workflow", "version", "definition", "reason", "detail", "key?", "origin?", "created_by?",
+        "parent?", "parent_run?", "from_start?", "retry_reason?", "request?",
+    ),
     "StartDeduplicated": ("origin?", "created_by?"),
     "KeyConflict": ("origin?", "created_by?", "input_hash"),
     "StepReady": ("step", "attempt", "queue", "last_heartbeat?"),
@@ -38,6 +42,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "CompletionIgnored": ("step", "attempt", "answer", "reason", "worker_id?"),
     "DispatchFailed": ("step", "attempt", "detail"),
     "CancelIgnored": ("actor", "reason"),
+    "RetryRefused": ("of", "actor", "reason", "request", "refusal", "detail", "running?"),
     "ExecutionCompleted": ("output?", "output_omitted?"),
     "ExecutionFailed": ("errors", "reason?"),
     "ExecutionCancelled": ("actor", "reason"),

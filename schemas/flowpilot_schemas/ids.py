@@ -50,6 +50,16 @@ def root_id(execution: str) -> str:
     return execution.partition(".")[0]
 
 
+def retry_number(execution: str) -> int:
+    """The n of `R.n`; 0 for a root."""
+    return int(execution.partition(".")[2] or 0)
+
+
+def retry_id(root: str, number: int) -> str:
+    """The inverse: `R.n`, and `R` itself for 0."""
+    return f"{root}.{number}" if number else root
+
+
 @dataclass(frozen=True, slots=True)
 class TaskId:
     """`<execution>/<run>/<step>/<attempt>`: one attempt of one step; fences its completion."""

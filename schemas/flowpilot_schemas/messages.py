@@ -18,6 +18,7 @@ RULES = 1
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Text = Annotated[str, StringConstraints(max_length=1_000)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY)]
+RequestId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Offset = Annotated[int, Field(ge=0, le=2**62)]
 Partition = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
@@ -63,8 +64,30 @@ class Trigger(_Message):
     created_by: Text | None = None
 
 
+class RetryOf(BaseModel):
+    """Which execution a start retries, and what it shares with it: places are (execution, run), never copies.
+
+    `shares`: where outputs of completed steps lie, the nearest first. `input_of`: where the input lies; without
+    it, the start's own `input` is meant.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    execution: Text
+    run: Offset | None = None
+    request: RequestId
+    actor: Text
+    reason: Text = ""
+    from_start: bool = False
+    shares: list[tuple[Text, Offset]] = []
+    input_of: tuple[Text, Offset] | None = None
+
+
 class StartExecution(_Message):
-    """Start an execution, or find the one that the id names already. `input` was validated by the producer."""
+    """Start an execution, or find the one that the id names already. `input` was validated by the producer.
+
+    Only the engine starts an `R.n`: `retry` says what of (see `RetryExecution`).
+    """
 
     type: Literal["execution.start"] = "execution.start"
     execution: Text
@@ -78,6 +101,59 @@ class StartExecution(_Message):
     origin: Origin | None = None
     created_by: Text | None = None
     reply: ReplyTo | None = None
+    retry: RetryOf | None = None
+
+
+class GivenInput(BaseModel):
+    """An input that may be null."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    value: JsonValue = None
+
+
+class RetryExecution(_Message):
+    """Ask for a new execution `R.n` that retries `execution`, which is R or one of its retries.
+
+    The same `request` twice makes one retry. With `from_start` nothing is shared, and `version` with its
+    `definition` may be another than the retried one's. `workflow`, `version`, `definition` and `input` are needed
+    where the engine no longer holds the execution; `known` is the highest n that the asker knows of.
+    """
+
+    type: Literal["execution.retry"] = "execution.retry"
+    execution: Text
+    request: RequestId
+    actor: Text
+    reason: Text = ""
+    from_start: bool = False
+    workflow: Name | None = None
+    version: Text | None = None
+    definition: Text | None = None
+    input: GivenInput | None = None
+    known: Annotated[int, Field(ge=0, le=999_999)] = 0
+    rules: Annotated[int, Field(ge=1)] = RULES
+    limits: Limits = Limits()
+    reply: ReplyTo | None = None
+
+
+class RetryEnded(_Message):
+    """The engine to itself: the retry `retry` of the root `execution` is over; it is kept until `until` (ms)."""
+
+    type: Literal["retry.ended"] = "retry.ended"
+    execution: Text
+    retry: Text
+    run: Offset
+    request: RequestId
+    status: Literal["completed", "failed", "cancelled", "refused"]
+    until: Annotated[int, Field(ge=0, le=2**62)]
+
+
+class RetryForget(_Message):
+    """The engine to itself: the root of `execution` was forgotten, and this run of the retry with it."""
+
+    type: Literal["retry.forget"] = "retry.forget"
+    execution: Text
+    run: Offset
 
 
 class CancelExecution(_Message):
@@ -168,6 +244,9 @@ class Forget(_Message):
 
 Event = (
     StartExecution
+    | RetryExecution
+    | RetryEnded
+    | RetryForget
     | CancelExecution
     | StepCompleted
     | StepFailed
@@ -179,6 +258,7 @@ Event = (
 
 EVENT_TYPES: dict[str, type[Event]] = {
     "execution.start": StartExecution,
+    "execution.retry": RetryExecution,
     "execution.cancel": CancelExecution,
     "step.completed": StepCompleted,
     "step.failed": StepFailed,
@@ -186,6 +266,8 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "step.heartbeat": StepHeartbeat,
     "timer.fired": TimerFired,
     "partition.forget": Forget,
+    "retry.ended": RetryEnded,
+    "retry.forget": RetryForget,
 }
 
 
@@ -227,15 +309,34 @@ class Superseded(_Message):
 
 
 class ExecutionEnded(_Message):
-    """On `flowpilot.replies`, to the client that waits: how the run ended."""
+    """On `flowpilot.replies`, to the client that waits: how the run ended.
+
+    `output_omitted`: the outputs of the last steps together are beyond the limit `step_inputs`.
+    """
 
     type: Literal["execution.ended"] = "execution.ended"
     execution: Text
     run: Offset
     status: Literal["completed", "failed", "cancelled", "refused"]
     output: JsonValue = None
+    output_omitted: bool = False
     errors: dict[str, JsonValue] = {}
     reason: str | None = None
+
+
+class RetryAnswered(_Message):
+    """On `flowpilot.replies`, to the client that asked for a retry: the execution `retry`, or why there is none.
+
+    `refused` is a stable word, `detail` the sentence that goes with it, `running` the retry that stands against it.
+    """
+
+    type: Literal["retry.answered"] = "retry.answered"
+    execution: Text
+    request: RequestId
+    retry: Text | None = None
+    refused: Name | None = None
+    detail: str | None = None
+    running: Text | None = None
 
 
 class DeadLetter(_Message):

@@ -144,6 +144,30 @@ async def brief(ctx: StepContext) -> None:
     await asyncio.sleep(1)
 
 
+mending = Workflow("mending", version="1", retry=Retry(max_attempts=1))
+
+
+@mending.step
+def fetch(input: str, ctx: StepContext) -> list[str]:
+    note(f"fetch {ctx.execution}")
+    return [input]
+
+
+@mending.step
+def parse(fetch: list[str], ctx: StepContext) -> int:
+    """Fails until the file that `fetch` names is there."""
+    note(f"parse {ctx.execution}")
+    if not Path(fetch[0]).exists():
+        raise FileNotFoundError(fetch[0])
+    return len(fetch)
+
+
+@mending.step
+def store(input: str, parse: int, ctx: StepContext) -> dict[str, Any]:
+    note(f"store {ctx.execution}")
+    return {"from": input, "parsed": parse}
+
+
 # No worker of ours serves its queue: the test answers as a worker in any language would.
 foreign = Workflow("foreign", version="1", queue="elsewhere", retry=Retry(max_attempts=3, initial="50ms"))
 
@@ -154,6 +178,6 @@ def outside(input: Any = None) -> Any:
 
 
 ALL = [f"tests.acceptance.flows:{name}" for name in (
-    "shop", "lingering", "crashing", "hanging", "troubles", "pair", "steady",
+    "shop", "lingering", "crashing", "hanging", "troubles", "pair", "steady", "mending",
 )]  # fmt: skip
 FOREIGN = "tests.acceptance.flows:foreign"

@@ -308,6 +308,23 @@ def test_deleting_an_execution_deletes_its_tasks_and_leaves_its_retries(world: A
     assert world.one("SELECT count(*) FROM audit_event WHERE execution_id = :id", id=first.execution) > 0
 
 
+def test_a_retry_says_who_asked_why_and_whose_results_it_took(world: AuditWorld) -> None:
+    first = completed(run=1)
+    retry = retry_of(first, 1, run=40, taken={first.execution: ["create"]})
+    world.write(events(first, retry), definitions=[REGISTERED])
+    of_retry = {"id": retry.execution}
+    row = "SELECT created_by, retry_reason FROM workflow_execution WHERE execution_id = :id"
+    assert world.one(row, **of_retry) == ("user:ann", "fixed")
+    tasks = (
+        "SELECT t.step_name, t.status, t.attempt, t.taken_from, t.step_id IS NULL FROM task_execution t "
+        "JOIN workflow_execution e ON e.id = t.workflow_execution_id WHERE e.execution_id = :id"
+    )
+    assert world.ask(tasks, **of_retry) == [("create", "completed", 0, first.execution, False)]
+    assert world.differences() == []
+    world.ask("UPDATE task_execution SET taken_from = 'another' WHERE taken_from IS NOT NULL")
+    assert [item.what for item in world.differences(retry.execution)] != []
+
+
 def test_a_missing_parent_is_a_stub_until_it_turns_up(world: AuditWorld) -> None:
     first = completed(run=1)
     retry = retry_of(first, 1, run=40)

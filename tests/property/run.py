@@ -8,6 +8,7 @@ import orjson
 
 from flowpilot.core import decide as d
 from flowpilot.core import events as e
+from flowpilot.core.decision import Decision
 from flowpilot.core.render import Home, Outgoing, PayloadGone, Rendered, render
 from flowpilot.core.state import Execution, OutboxEntry, StepState
 from flowpilot.core.status import IN_FLIGHT, TERMINAL_EXECUTION
@@ -51,7 +52,7 @@ class Turn(NamedTuple):
     message: Any
     at: int
     offset: int
-    decision: d.Decision
+    decision: Decision
     after: Execution
     entry: OutboxEntry | None
     rendered: Rendered | None
@@ -115,7 +116,7 @@ class Run:
         self._commit(self.state, None, decision)
         return decision.events
 
-    def _commit(self, before: Execution, message: Any, decision: d.Decision) -> None:
+    def _commit(self, before: Execution, message: Any, decision: Decision) -> None:
         if decision.output is not None:
             step, output = decision.output
             self.stored.outputs[before.id, before.run, step] = output

@@ -10,6 +10,7 @@ import pytest
 
 from flowpilot.core import decide as d
 from flowpilot.core import events as e
+from flowpilot.core.decision import Decision
 from flowpilot.core.events import CLASSES
 from flowpilot.core.state import Execution, StepState, encode_execution
 from flowpilot.core.status import (
@@ -105,7 +106,7 @@ def _started() -> Run:
     return Run(chain_of("a", **TRIES))
 
 
-def _refused() -> tuple[Execution, d.Decision]:
+def _refused() -> tuple[Execution, Decision]:
     run = _started()
     return d.opened(run.start, 9), d.refuse_start(run.start, "why", "because", run.now, 9)
 
@@ -113,7 +114,7 @@ def _refused() -> tuple[Execution, d.Decision]:
 def execution_edges() -> set[Named]:
     """Every move of an execution, each with its event, of a run for each way to end."""
     found = set()
-    turns: list[tuple[Execution, d.Decision]] = [_refused()]
+    turns: list[tuple[Execution, Decision]] = [_refused()]
     ways: list[Callable[[Run], object]] = [
         lambda run: run.complete("a"),
         lambda run: run.fail("a", retryable=False),

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from flowpilot.core import decide
+from flowpilot.core import events as e
+from flowpilot.core import lineage, notices
 from flowpilot.core.state import Execution, OutboxEntry
 from flowpilot.engine import claim as claiming
 from flowpilot.engine import engine as engines
@@ -35,6 +36,7 @@ _MUTANT_SEEDS = 250
 def no_record_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The storm crashes more often than three times: here no record is the reason."""
     monkeypatch.setattr(engines, "CRASHES", 10**9)
+    monkeypatch.setattr(notices, "SHORTEST_FAMILY_MS", 0)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, _AT_ONCE))
@@ -46,6 +48,8 @@ def test_whatever_happens_the_log_alone_decides(first: int) -> None:
 def test_the_storm_reaches_what_it_is_for() -> None:
     """Of some seeds: replays, repairs, forgetting, new runs, refusals and dead letters do occur."""
     kinds: set[str] = set()
+    taken: set[str] = set()
+    goes: set[bytes] = set()
     repeated = epochs = tombstones = 0
     for seed in range(8):
         run = Storm(seed)
@@ -57,13 +61,18 @@ def test_the_storm_reaches_what_it_is_for() -> None:
         changelog = run.world.log.records(T.changelog)
         epochs = max(epochs, *(entry_of(record).epoch for record in changelog))
         tombstones += sum(record.value is None for record in changelog)
+        taken |= {value["execution"] for value in history if value.get("taken")}
+        goes |= {record.value or b"" for record in run.world.log.records(T.events)}
     assert repeated > 20
     assert epochs > 5
     assert tombstones > 20
+    assert len(taken) > 2
+    for kind in (b'"retry.ended"', b'"retry.forget"'):
+        assert any(kind in value for value in goes)
     assert kinds >= {
         *("ExecutionStarted", "ExecutionCompleted", "ExecutionFailed", "ExecutionCancelled", "StartRefused"),
         *("StepReady", "StepStarted", "StepRetryScheduled", "StepTimedOut", "StepSkipped", "DispatchFailed"),
-        *("StartDeduplicated", "KeyConflict", "CompletionIgnored"),
+        *("StartDeduplicated", "KeyConflict", "CompletionIgnored", "RetryRefused"),
     }
 
 
@@ -216,7 +225,7 @@ def forgets_by_the_batch(patch: Patch) -> None:
             state = self._overlay.state(execution)
             if state is None or record.offset <= state.src or state.forget_at is None or state.forget_at > bound:
                 continue
-            after = decide.forget(state)._replace(src=record.offset, outbox=self._kept(state, begins=False))
+            after = lineage.forget(state)._replace(src=record.offset, outbox=self._kept(state, begins=False))
             self._overlay.put(after)
 
     patch.setattr(Fold, "_forget", forget)
@@ -231,6 +240,17 @@ def inputs_without_a_state_removed(patch: Patch) -> None:
         self.watermark = mark
 
     patch.setattr(OwnedPartition, "index_all", index_all)
+
+
+def results_not_held_for_a_retry(patch: Patch) -> None:
+    """A root that is forgotten in its own time, whoever refers to its results."""
+    whole = lineage.evolve
+
+    def evolve(state: Execution, event: Any) -> Execution:
+        after = whole(state, event)
+        return after._replace(forget_at=state.forget_at) if isinstance(event, e.RetryBegun) else after
+
+    patch.setattr(lineage, "evolve", evolve)
 
 
 MUTANTS: list[Callable[[Patch], None]] = [
@@ -248,6 +268,7 @@ MUTANTS: list[Callable[[Patch], None]] = [
     starts_at_the_commit,
     forgets_by_the_batch,
     inputs_without_a_state_removed,
+    results_not_held_for_a_retry,
 ]
 
 

@@ -169,7 +169,19 @@ def test_every_event_of_the_schema_is_folded_or_known_to_change_nothing() -> Non
 def test_a_parent_is_named() -> None:
     first = started()
     retry = retry_of(first, 1, run=5)
-    assert project(events(first, retry), {}).parents == {run_of(retry): first.execution}
+    changes = project(events(first, retry), {})
+    assert changes.parents == {run_of(retry): first.execution}
+    row = changes.executions[run_of(retry)]
+    assert (row["created_by"], row["retry_reason"]) == ("user:ann", "fixed")
+
+
+def test_a_step_that_was_taken_over_is_completed_without_an_attempt() -> None:
+    first = started()
+    retry = retry_of(first, 1, run=5, taken={first.execution: ["create"]})
+    changes = project(events(retry), {})
+    [(key, row)] = changes.tasks.items()
+    assert (key.step, changes.attempts[key], key in changes.born) == ("create", 0, True)
+    assert row == {"seq": 1, "status": "completed", "taken_from": first.execution}
 
 
 def test_events_up_to_the_head_change_nothing() -> None:

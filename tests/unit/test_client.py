@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,14 +18,18 @@ from flowpilot.authoring import InputInvalid, Workflow
 from flowpilot.client import client as client_module
 from flowpilot.client.blocking import BlockingClient
 from flowpilot.client.client import ConnectedClient
-from flowpilot.client.connection import AuditUnavailable, AuditView, Connection, StartSeen
+from flowpilot.client.connection import AuditUnavailable, AuditView, Connection, Started, StartSeen
 from flowpilot.client.errors import (
     ExecutionCancelled,
     ExecutionExists,
     ExecutionFailed,
     ExecutionRefused,
     NotSent,
+    ResultOmitted,
     ResultTimeout,
+    RetryRefused,
+    RetryUnanswered,
+    UnknownExecution,
     UnknownWorkflow,
 )
 from flowpilot.ports.definitions import VersionConflict, WorkflowDeleted
@@ -33,8 +38,16 @@ from flowpilot_schemas.codec import decode_object, encode, encode_message, parse
 from flowpilot_schemas.definition import definition_key
 from flowpilot_schemas.ids import keyed_execution_id
 from flowpilot_schemas.limits import MAX_KEY, Limits
-from flowpilot_schemas.messages import CancelExecution, ExecutionEnded, StartExecution
+from flowpilot_schemas.messages import (
+    CancelExecution,
+    ExecutionEnded,
+    GivenInput,
+    RetryAnswered,
+    RetryExecution,
+    StartExecution,
+)
 from flowpilot_schemas.topics import Topics
+from tests.waiting import eventually_async
 
 TOPICS = Topics()
 
@@ -60,7 +73,12 @@ class Audit:
     def __init__(self) -> None:
         self.seen: dict[tuple[str, int], StartSeen] = {}
         self.ends: dict[tuple[str, int], ExecutionEnded] = {}
+        self.begun: dict[str, Started] = {}
         self.down = False
+
+    async def started(self, execution: str) -> Started | None:
+        self._check()
+        return self.begun.get(execution)
 
     async def start_seen(self, execution: str, cause: int) -> StartSeen | None:
         self._check()
@@ -378,6 +396,123 @@ def test_cancel_names_who_and_why() -> None:
             for wrong in ("", "p-17", handle.id + ".0"):
                 with pytest.raises(InputInvalid):
                     await client.cancel(wrong, "")
+
+    run(test)
+
+
+ROOT = "6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11"
+
+
+def answered(world: World, *answers: Any) -> asyncio.Task[list[RetryExecution]]:
+    """The engine's part: the requests for retries from now on, the nth answered with the nth of `answers`."""
+    before = len(world.events())
+
+    async def answer_all() -> list[RetryExecution]:
+        asked: list[RetryExecution] = []
+        for number, answer in enumerate(answers):
+            await eventually_async(partial(_has_events, world, before + number + 1))
+            asked.append(parse(RetryExecution, decode_object(world.events()[before + number].value)))
+            reply = asked[-1].reply
+            assert reply is not None
+            told = [RetryAnswered(execution=ROOT, request=asked[-1].request, **answer)]
+            if "retry" in answer:  # the end comes at once behind it
+                told.append(ExecutionEnded(execution=answer["retry"], run=9, status="completed", output=5))
+            key = (reply.key or "").encode()
+            records = [Record(reply.topic, key, encode_message(message), reply.partition) for message in told]
+            await world.log.producer().send(records)
+        return asked
+
+    return asyncio.create_task(answer_all())
+
+
+def _has_events(world: World, count: int) -> bool:
+    return len(world.events()) >= count
+
+
+def test_a_retry_is_a_handle_to_the_new_execution() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            engine = answered(world, {"retry": f"{ROOT}.1"})
+            handle = await client.retry(ROOT, "fixed")
+            [asked] = await engine
+            assert (asked.execution, asked.actor, asked.reason, asked.from_start) == (
+                ROOT, "user:test", "fixed", False,
+            )  # fmt: skip
+            assert world.events()[-1].key == ROOT.encode()
+            assert handle.id == f"{ROOT}.1"
+            assert await handle.result(5) == 5
+
+    run(test)
+
+
+def test_an_output_that_was_left_out_is_said_so() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            await world.reply("completed", output_omitted=True)
+            with pytest.raises(ResultOmitted, match="FLOWPILOT_STEP_INPUTS_LIMIT"):
+                await handle.result(5)
+
+    run(test)
+
+
+def test_a_retry_that_is_refused_or_not_answered() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            engine = answered(world, {"refused": "results_gone", "detail": "use --from-start"})
+            with pytest.raises(RetryRefused, match="use --from-start") as refused:
+                await client.retry(ROOT)
+            await engine
+            assert refused.value.refusal == "results_gone"
+            with pytest.raises(RetryUnanswered, match="no engine"):
+                await client.retry(ROOT, timeout=0.05)
+            with pytest.raises(InputInvalid):
+                await client.retry("p-17")
+            with pytest.raises(InputInvalid, match="--from-start"):
+                await client.retry(ROOT, version="2")
+            with pytest.raises(UnknownExecution, match="does not know"):
+                await client.retry(ROOT, from_start=True, version="2")
+
+    run(test)
+
+
+def test_a_retry_behind_one_whose_end_is_on_the_way_is_asked_for_again() -> None:
+    async def test(world: World) -> None:
+        world.audit.ends[f"{ROOT}.1", 3] = ExecutionEnded(execution=f"{ROOT}.1", run=3, status="failed")
+        async with world.client(world.audit) as client:
+            behind = {"refused": "in_progress", "detail": "it runs", "running": f"{ROOT}.1"}
+            engine = answered(world, behind, {"retry": f"{ROOT}.2"})
+            handle = await client.retry(f"{ROOT}.1")
+            first, second = await engine
+            assert first.request != second.request
+            assert handle.id == f"{ROOT}.2"
+            engine = answered(world, behind | {"running": f"{ROOT}.7"})
+            with pytest.raises(RetryRefused):  # that one runs indeed
+                await client.retry(f"{ROOT}.1")
+            await engine
+
+    run(test)
+
+
+def test_a_retry_from_the_start_brings_what_the_audit_knows() -> None:
+    async def test(world: World) -> None:
+        async with world.client(world.audit) as client:
+            second = onboarding("2", step="other")
+            await client.register(second)
+            old = onboarding().definition
+            world.audit.begun[ROOT] = Started("onboarding", "1", old.hash, {"patient_id": "p", "age": 1}, 3)
+            engine = answered(world, {"retry": f"{ROOT}.4"})
+            await client.retry(ROOT, from_start=True)
+            [asked] = await engine
+            assert (asked.version, asked.definition, asked.known) == ("1", old.hash, 3)
+            assert asked.input == GivenInput(value={"patient_id": "p", "age": 1})
+            engine = answered(world, {"retry": f"{ROOT}.5"})
+            await client.retry(ROOT, from_start=True, version="2")
+            [asked] = await engine
+            assert (asked.version, asked.definition) == ("2", second.definition.hash)
+            world.audit.down = True
+            with pytest.raises(RetryUnanswered):
+                await client.retry(ROOT, from_start=True, timeout=0.05)
 
     run(test)
 

@@ -50,6 +50,7 @@ def test_leaves_that_are_together_too_large_are_left_out_and_that_is_said(beyond
         assert record["output_omitted"] is True
         assert "output" not in record
         assert "output" not in run.sent("reply")[0]
+        assert run.sent("reply")[0]["output_omitted"] is True
     else:
         assert record["output"] == {"a": "x" * 8, "b": "y" * 8}
         assert "output_omitted" not in record

@@ -6,12 +6,13 @@ import orjson
 import pytest
 
 from flowpilot.core import decide as d
+from flowpilot.core import lineage
 from flowpilot.core.render import render
 from flowpilot.core.state import OutboxEntry, decode_execution, encode_execution
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.history import GENESIS
 from flowpilot_schemas.topics import HOUR
-from tests.property.run import EXECUTION, HOME, T0, Run, Stored, chain_of
+from tests.property.run import HOME, T0, Run, Stored, chain_of
 
 ORIGIN = m.Origin(topic="patients", topic_id="AAAA", partition=1, offset=5)
 
@@ -73,17 +74,10 @@ def test_a_refused_start_is_told_and_a_good_one_begins_a_run_of_its_own() -> Non
     assert good.history[0]["prev"] == GENESIS
 
 
-@pytest.mark.parametrize(("of", "parent"), [("", None), (".1", EXECUTION), (".2", EXECUTION), (".17", EXECUTION)])
-def test_the_parent_of_every_retry_is_the_root(of: str, parent: str | None) -> None:
-    run = Run(chain_of("a"), execution=EXECUTION + of)
-    assert run.history[0]["record"].get("parent") == parent
-    assert run.history[0]["record"]["execution"] == EXECUTION + of
-
-
 def test_a_forgotten_execution_keeps_only_what_its_outbox_may_need() -> None:
     run = Run(chain_of("a"), value={"p": 1})
     run.fail("a", retryable=False)
-    marker = d.forget(run.state)
+    marker = lineage.forget(run.state)
     assert marker.forgotten
     assert decode_execution(encode_execution(marker)) == marker
     assert (marker.steps, marker.due, marker.forget_at, marker.key) == ((), None, None, None)

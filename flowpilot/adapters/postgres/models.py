@@ -128,6 +128,7 @@ class Step(Base):
 class WorkflowExecution(Base):
     """Where one run of an execution stands; `seq` is that of the history event that changed the row last.
 
+    Of a retry, `created_by` asked for it, and `retry_reason` is why. `parent` is what it retries.
     `run` is null in a stub: a parent of which nothing but its id is known.
     """
 
@@ -162,6 +163,7 @@ class WorkflowExecution(Base):
     parent_execution_id: Mapped[int | None] = mapped_column(
         ForeignKey("workflow_execution.id", ondelete="SET NULL")
     )
+    retry_reason: Mapped[str | None]
     status: Mapped[str] = mapped_column(Identifier)
     seq: Mapped[int]
     started_at: Mapped[datetime | None]
@@ -187,7 +189,10 @@ class WorkflowExecution(Base):
 
 
 class TaskExecution(Base):
-    """Where one step of one run stands, with its latest attempt; `seq` as in `WorkflowExecution`."""
+    """Where one step of one run stands, with its latest attempt; `seq` as in `WorkflowExecution`.
+
+    A step that a retry took over as completed has no attempt here, and `taken_from` names whose output it is.
+    """
 
     __tablename__ = "task_execution"
     __table_args__ = ({"postgresql_with": {"fillfactor": "85"}},)
@@ -200,6 +205,7 @@ class TaskExecution(Base):
     status: Mapped[str] = mapped_column(Identifier)
     attempt: Mapped[int] = mapped_column(Integer)
     seq: Mapped[int]
+    taken_from: Mapped[str | None] = mapped_column(Identifier)
     worker_id: Mapped[str | None]
     broker_task_id: Mapped[str | None]
     ready_at: Mapped[datetime | None]

@@ -1,0 +1,65 @@
+"""Records of the events topic as what they say."""
+
+from __future__ import annotations
+
+from flowpilot.core import decide
+from flowpilot.ports.log import Fetched
+from flowpilot_schemas import messages as m
+from flowpilot_schemas.codec import BadRecord, decode_object, parse
+from flowpilot_schemas.ids import TaskId, is_execution_id, root_id
+
+_NAMES_ITS_EXECUTION = (
+    *(m.StartExecution, m.CancelExecution, m.TimerFired),
+    *(m.RetryExecution, m.RetryEnded, m.RetryForget),
+)
+Message = m.StartExecution | m.RetryExecution | m.RetryEnded | m.RetryForget | decide.Message
+
+
+def read(record: Fetched) -> m.Event:
+    """The event in a record. Raises `BadRecord`."""
+    value = decode_object(record.value)
+    kind = value.get("type")
+    model = m.EVENT_TYPES.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        parse(m.Untyped, value)
+        raise BadRecord("unknown_type", f"no event has the type {str(kind)[:100]!r}")
+    message = parse(model, value)
+    if isinstance(message, _NAMES_ITS_EXECUTION):
+        _require(is_execution_id(message.execution), "execution is not an execution id")
+        if isinstance(message, m.StartExecution):
+            is_retry = message.execution != root_id(message.execution)
+            _require(is_retry == (message.retry is not None), "an execution R.n begins by execution.retry alone")
+            places = message.retry.shares if message.retry else []
+            _require(
+                all(root_id(place) == root_id(message.execution) for place, _ in places),
+                "an execution shares results with others of its root alone",
+            )
+        elif isinstance(message, m.RetryEnded):
+            _require(root_id(message.retry) == message.execution, "retry is no retry of execution")
+    elif not isinstance(message, m.Forget):
+        _require(TaskId.parse(message.task_id) is not None, "task_id is not a task id")
+    return message
+
+
+def _require(holds: bool, detail: str) -> None:
+    if not holds:
+        raise BadRecord("wrong_shape", detail)
+
+
+def read_or_none(record: Fetched) -> m.Event | None:
+    """The event in a record, None if it has none."""
+    try:
+        return read(record)
+    except BadRecord:
+        return None
+
+
+def execution_of(message: m.Event) -> str | None:
+    """The execution whose state the message is folded into; None for one that concerns the whole partition."""
+    if isinstance(message, m.Forget):
+        return None
+    if isinstance(message, m.RetryExecution):
+        return root_id(message.execution)
+    if isinstance(message, _NAMES_ITS_EXECUTION):
+        return message.execution
+    return message.task_id.partition("/")[0]
