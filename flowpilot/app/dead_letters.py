@@ -63,9 +63,7 @@ def list_groups(asked: Asked, wanted: Wanted) -> list[Fields]:
         ]
 
 
-def list_letters(
-    asked: Asked, wanted: Wanted, limit: int, before: int | None = None
-) -> tuple[list[Fields], int]:
+def list_letters(asked: Asked, wanted: Wanted, limit: int, before: int | None = None) -> tuple[list[Fields], int]:
     """The newest first (older than the letter `before`), without their bytes; and how many there are in all.
     Raises as `list_groups`."""
     with _queries(asked) as queries:

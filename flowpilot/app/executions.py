@@ -53,9 +53,7 @@ def list_executions(asked: Asked, wanted: Filter, *, limit: int, before: int | N
     )
 
 
-def show_execution(
-    asked: Asked, execution: str, *, run: int | None = None, history: bool = True
-) -> Fields | None:
+def show_execution(asked: Asked, execution: str, *, run: int | None = None, history: bool = True) -> Fields | None:
     """One run with its steps, retries and (unless `history` is False) history; None if the audit does not know
     it. Raises as `list_executions`."""
     with _queries(asked) as queries:

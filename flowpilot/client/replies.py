@@ -60,6 +60,11 @@ class Replies:
         self._wake.set()
         return found
 
+    @property
+    def waiting(self) -> int:
+        """How many wait at present."""
+        return self._waiting
+
     async def wait(self, inbox: Inbox, timeout: float) -> None:
         """Until the inbox changes, at most `timeout` seconds."""
         self._waiting += 1

@@ -66,9 +66,7 @@ class DeadLetterQueries:
         ]
         return sorted(groups, key=lambda group: group.example.id, reverse=True)
 
-    def letters(
-        self, wanted: Wanted, limit: int, before: int | None = None
-    ) -> tuple[list[DeadLetterRow], int]:
+    def letters(self, wanted: Wanted, limit: int, before: int | None = None) -> tuple[list[DeadLetterRow], int]:
         """The newest `limit` (up to 1,000) older than the letter `before`, without their bytes; and how many
         there are in all."""
         newest = select(DeadLetterRow).order_by(DeadLetterRow.id.desc()).limit(max(1, min(limit, MOST)))

@@ -71,9 +71,7 @@ class AuditQueries:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def list_executions(
-        self, wanted: Filter = _ANY, *, limit: int = 50, before: int | None = None
-    ) -> list[Listed]:
+    def list_executions(self, wanted: Filter = _ANY, *, limit: int = 50, before: int | None = None) -> list[Listed]:
         """The newest first; at most `limit` (up to 1,000).
 
         `before`: the `id` of the last one of the page before. What begins meanwhile moves no page.
