@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     api_port: int = Field(default=8080, ge=0, le=65_535, description="its port; 0: any that is free")
     api_tokens: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default={},
-        description="who may use the HTTP API: `name=token` separated by commas; the name stands in the audit record",
+        description="who may use the HTTP API: `name=token` separated by commas; the audit record has the name",
     )
     dev_versions: bool = Field(
         default=False,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from flowpilot.adapters.postgres.dead_letters import DeadLetterQueries, Place, Wanted
 from flowpilot.adapters.postgres.models import DeadLetterRow
 from flowpilot.app.database import Asked, asking, iso
+from flowpilot.audit.records import without_nul
 
 Fields = dict[str, Any]
 
@@ -66,8 +68,9 @@ def list_groups(asked: Asked, wanted: Wanted) -> list[Fields]:
 def list_letters(asked: Asked, wanted: Wanted, limit: int, before: int | None = None) -> tuple[list[Fields], int]:
     """The newest first (older than the letter `before`), without their bytes; and how many there are in all.
     Raises as `list_groups`."""
+    names = {name: without_nul(getattr(wanted, name)) for name in ("reason", "workflow", "topic")}
     with _queries(asked) as queries:
-        found, total = queries.letters(wanted, limit, before)
+        found, total = queries.letters(replace(wanted, **names), limit, before)
         return [_letter(row) for row in found], total
 
 

@@ -38,8 +38,7 @@ class Page(NamedTuple):
 
 def list_executions(asked: Asked, wanted: Filter, *, limit: int, before: int | None = None) -> Page:
     """The newest first, those after the place `before`. Raises `DatabaseUnreachable`, `DatabaseRefused`."""
-    if wanted.key is not None:
-        wanted = replace(wanted, key=without_nul(wanted.key))
+    wanted = replace(wanted, key=without_nul(wanted.key), workflow=without_nul(wanted.workflow))
     with _queries(asked) as queries:
         # One more than is shown tells whether there is another page.
         found = queries.list_executions(wanted, limit=limit + 1, before=before)

@@ -118,6 +118,16 @@ def described(wanted: WorkflowDefinition, found: Versions) -> Fields:
     }
 
 
+def chosen(found: Versions, version: str | None) -> WorkflowDefinition:
+    """The current version, or `version`. Raises `UnknownWorkflow`."""
+    if version is None:
+        return found.current or found.all[-1]
+    for definition in found.all:
+        if definition.version == version:
+            return definition
+    raise UnknownWorkflow(found.all[0].name, version, [])
+
+
 def versions(definitions: Definitions, name: str) -> Versions:
     """All versions of a workflow, as of the last refresh. Raises `UnknownWorkflow`, `WorkflowDeleted`."""
     if definitions.is_deleted(name):

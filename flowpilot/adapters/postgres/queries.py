@@ -95,7 +95,7 @@ class AuditQueries:
                 .group_by(WorkflowExecution.parent_execution_id)
             )
             steps = {row: (total, completed) for row, total, completed in session.execute(tasks)}
-            again = {row: count for row, count in session.execute(retries)}
+            again = dict(session.execute(retries).all())
         return [Listed(row, *steps.get(row.id, (0, 0)), again.get(row.id, 0)) for row in rows]
 
     def show_execution(
