@@ -63,6 +63,7 @@ async def caller(
     x_flowpilot_actor: Annotated[
         str | None,
         Header(
+            alias="X-FlowPilot-Actor",
             description="Who asks, for the audit record; only heeded where there are no tokens.",
             json_schema_extra={"minLength": 1, "maxLength": LONGEST_NAME},
         ),
@@ -74,31 +75,35 @@ async def caller(
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         name = owner(token.strip(), tokens) if scheme.lower() == "bearer" else None
         if name is None:
-            said = "send a token of FLOWPILOT_API_TOKENS as `Authorization: Bearer TOKEN`"
-            raise Refusal(401, "unauthorized", said, WWW_Authenticate="Bearer")
-        return name
-    _refuse_strangers(request)
-    if x_flowpilot_actor is None:
-        return ANONYMOUS
-    actor = header_text(x_flowpilot_actor)
-    if not 1 <= len(actor) <= LONGEST_NAME:
+            remedy = "send a token of FLOWPILOT_API_TOKENS as `Authorization: Bearer TOKEN`"
+            raise Refusal(401, "unauthorized", remedy, WWW_Authenticate="Bearer")
+    else:
+        name = None
+        _refuse_strangers(request)
+    said = ANONYMOUS if x_flowpilot_actor is None else header_text(x_flowpilot_actor)
+    if not 1 <= len(said) <= LONGEST_NAME:
         raise Refusal(422, "parameter_invalid", f"X-FlowPilot-Actor takes 1 to {LONGEST_NAME} characters")
-    return actor
+    return name or said
 
 
 def _refuse_strangers(request: Request) -> None:
     """Without tokens, a page in a browser on this machine could ask as well: by a name of its own that leads
     here (its `Host` is no loopback name), or across sites (`Origin`)."""
-    host = request.url.hostname or ""
+    places = [request.headers.get("Host", "")]
     origin = request.headers.get("Origin")
-    place = host if origin is None else origin.partition("://")[2].rpartition(":")[0] or origin.partition("://")[2]
-    for name in (host, place):
-        if not is_this_machine(name):
+    if origin is not None:
+        places.append(origin.partition("://")[2])
+    for place in places:
+        if not is_this_machine(_without_port(place)):
             raise Refusal(
                 403,
                 "foreign_site",
-                f"without FLOWPILOT_API_TOKENS only localhost and 127.0.0.1 are served, not {name!r}: set tokens",
+                f"without FLOWPILOT_API_TOKENS only localhost and 127.0.0.1 are served, not {place!r}: set tokens",
             )
+
+
+def _without_port(place: str) -> str:
+    return place.partition("]")[0] if place.startswith("[") else place.partition(":")[0]
 
 
 Caller = Annotated[str, Depends(caller)]

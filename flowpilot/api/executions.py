@@ -81,6 +81,7 @@ async def start(
     idempotency_key: Annotated[
         str | None,
         Header(
+            alias="Idempotency-Key",
             description="The execution's key: the same key of a workflow is the same execution, so that a start "
             "can be repeated. As it is, without quotes.",
             json_schema_extra={"minLength": 1, "maxLength": MAX_KEY},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Path, Query, Request
@@ -37,7 +37,11 @@ def _place(value: Any) -> int:
 def _moment(value: Any) -> datetime:
     try:
         if isinstance(value, str) and _MOMENT.fullmatch(value):
-            return datetime.fromisoformat(value.upper())
+            moment = datetime.fromisoformat(value.upper())
+            try:
+                return moment.astimezone(UTC)  # PostgreSQL takes offsets below 16 hours only
+            except OverflowError:  # at either end of all time
+                return moment.replace(tzinfo=UTC)
     except ValueError:
         pass
     raise ValueError("is not a time such as 2026-05-01T12:00:00Z")
