@@ -17,7 +17,7 @@ from flowpilot.app import dead_letters
 
 router = APIRouter(tags=["dead letters"], dependencies=[Depends(caller), Depends(only_known)])
 
-LetterId = Annotated[int, Path(ge=1, le=LARGEST, description="A dead letter's id.")]
+LetterId = Annotated[int, Path(ge=1, le=LARGEST, description="A dead letter's id.", examples=[1])]
 
 
 @router.get(
