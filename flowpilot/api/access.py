@@ -103,7 +103,7 @@ def _refuse_strangers(request: Request) -> None:
 
 
 def _without_port(place: str) -> str:
-    return place.partition("]")[0] if place.startswith("[") else place.partition(":")[0]
+    return place.partition("]")[0] if place.startswith("[") else place.partition(":")[0].lower()
 
 
 Caller = Annotated[str, Depends(caller)]

@@ -120,6 +120,18 @@ class World:
         record = self.events()[-1]
         return parse(StartExecution, decode_object(record.value)), record
 
+    async def answer_retry(self, retry: str | None, refused: str | None = None) -> None:
+        """What the engine answers to the last request for a retry."""
+        asked = parse(RetryExecution, decode_object(self.events()[-1].value))
+        assert asked.reply is not None
+        answer = RetryAnswered(
+            execution=asked.execution, request=asked.request, retry=retry, refused=refused, detail=refused
+        )
+        key = (asked.reply.key or "").encode()
+        await self.log.producer().send(
+            [Record(asked.reply.topic, key, encode_message(answer), asked.reply.partition)]
+        )
+
     async def reply(self, status: Any, *, to: Fetched | None = None, run: int | None = None, **fields: Any) -> None:
         """What the engine answers to a start, the last one unless `to` is given."""
         record = to or self.start()[1]
