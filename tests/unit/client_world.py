@@ -16,7 +16,7 @@ from flowpilot.client.connection import AuditUnavailable, AuditView, Connection,
 from flowpilot.ports.log import Delivery, Fetched, LogUnavailable, Record
 from flowpilot_schemas.codec import decode_object, encode_message, parse
 from flowpilot_schemas.limits import Limits
-from flowpilot_schemas.messages import ExecutionEnded, StartExecution
+from flowpilot_schemas.messages import ExecutionEnded, RetryAnswered, RetryExecution, StartExecution
 from flowpilot_schemas.topics import Topics
 
 TOPICS = Topics()
