@@ -38,7 +38,8 @@ def serving(settings: Settings, *, longest_wait: float, patience: float = 10.0) 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), name="api")
     thread.start()
     try:
-        eventually(lambda: bool(servers) and servers[0].started, 20, what="the API")
+        eventually(lambda: not thread.is_alive() or (bool(servers) and servers[0].started), 20, what="the API")
+        assert thread.is_alive()
         yield f"http://127.0.0.1:{port}"
     finally:
         for server in servers:
