@@ -40,7 +40,8 @@ class Client(ConnectedClient):
         else:
             # What was given up is not sent after all once Kafka is back.
             producing["message.timeout.ms"] = int(patience * 1_000)
-            self._reader = KafkaReader(reading, timeout=patience)
+            # Half, so that who asked behind somebody that waited in vain has time for an answer of his own.
+            self._reader = KafkaReader(reading, timeout=patience / 2)
         self._producer = KafkaProducer(producing)
         definitions = LogDefinitions(
             self._producer, self._reader, settings.topics.definitions, dev_versions=settings.dev_versions
