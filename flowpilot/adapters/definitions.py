@@ -15,7 +15,7 @@ import asyncio
 
 import structlog
 
-from flowpilot.ports.definitions import DefinitionTooLarge, VersionConflict, WorkflowDeleted
+from flowpilot.ports.definitions import DefinitionTooLarge, Registration, VersionConflict, WorkflowDeleted
 from flowpilot.ports.log import Fetched, LogUnavailable, Producer, Reader, Record
 from flowpilot_schemas.codec import BadRecord, canonical, content_hash, decode_object, encode_message, parse
 from flowpilot_schemas.definition import (
@@ -51,6 +51,8 @@ class LogDefinitions:
         self._versions: dict[str, DefinitionPointer] = {}  # by "<workflow>@<version>"
         self._pointers: dict[str, DefinitionPointer] = {}
         self._deleted: set[str] = set()
+        self._deletions: dict[str, int] = {}  # when, in ms; also of those that were registered again since
+        self._registrations: dict[str, Registration] = {}
         self._contested: set[str] = set()  # versions whose last record is not the winner's
 
     async def refresh(self) -> None:
@@ -103,6 +105,10 @@ class LogDefinitions:
         if not self._dev_versions or known is None or known.definition == definition.hash:
             return definition
         return dev_version(definition)
+
+    def registration(self, workflow: str) -> Registration | None:
+        """See the port. The versions' own records are written once: compaction leaves the first of them."""
+        return self._registrations.get(workflow)
 
     async def register(self, definition: WorkflowDefinition, *, move_pointer: bool = False) -> bool:
         """See the port."""
@@ -184,21 +190,28 @@ class LogDefinitions:
             self._take_definition(label, record.value)
         elif "@" in label:
             self._take_version(label, record.value)
+            self._note(label.partition("@")[0], record)
         else:
-            self._take_pointer(label, record.value)
+            self._take_pointer(label, record)
 
-    def _take_pointer(self, workflow: str, value: bytes | None) -> None:
-        content = {} if value is None else decode_object(value)
-        if "deleted" in content:
-            parse(WorkflowDeletion, content)
+    def _take_pointer(self, workflow: str, record: Fetched) -> None:
+        content = {} if record.value is None else decode_object(record.value)
+        if record.value is None or "deleted" in content:
+            if content:
+                parse(WorkflowDeletion, content)
+                self._deleted.add(workflow)
             self._pointers.pop(workflow, None)
-            self._deleted.add(workflow)
+            self._registrations.pop(workflow, None)
+            self._deletions[workflow] = record.timestamp
             return
-        if value is None:
-            self._pointers.pop(workflow, None)
-        else:
-            self._pointers[workflow] = parse(DefinitionPointer, content)
+        self._pointers[workflow] = parse(DefinitionPointer, content)
         self._deleted.discard(workflow)
+        self._note(workflow, record)
+
+    def _note(self, workflow: str, record: Fetched) -> None:
+        if record.value is not None:
+            found = Registration(record.timestamp, self._deletions.get(workflow))
+            self._registrations.setdefault(workflow, found)
 
     def _take_definition(self, definition_hash: str, value: bytes | None) -> None:
         if value is None:

@@ -35,6 +35,7 @@ async def run_router(settings: Settings, on_ready: Callable[[frozenset[str]], No
             settings.limits,
             consumer=consumer,
             producer=producer,
+            reader=reader,
             definitions=LogDefinitions(producer, reader, settings.topics.definitions),
             catalog=KafkaTopicCatalog(settings),
             on_ready=on_ready,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from flowpilot.audit.records import dead_letter, definition_change, diverges, history_event, without_nul
+from flowpilot.audit.records import dead_letter, definition_change, diverges, filtered, history_event, without_nul
 from flowpilot.ports.audit import (
     Advance,
     Batch,
@@ -80,6 +80,12 @@ def batch_of(
                 batch.divergences.append(change)
             else:
                 batch.definitions.append(change)
+        elif record.topic == topics.fates:
+            left_out = filtered(record)
+            if isinstance(left_out, Divergence):
+                batch.divergences.append(left_out)
+            else:
+                batch.filtered.append(left_out)
         else:
             letter = dead_letter(record)
             if isinstance(letter, Divergence):

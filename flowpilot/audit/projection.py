@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flowpilot.core.status import ExecutionStatus, StepStatus
-from flowpilot.ports.audit import Changes, Divergence, Head, HistoryEvent, Row, RunKey, TaskKey
+from flowpilot.ports.audit import Changes, Divergence, Head, HistoryEvent, Repeat, Row, RunKey, TaskKey
 from flowpilot_schemas.history import GENESIS
 
 REFUSED = "refused"
@@ -119,6 +119,15 @@ def _identified(changes: Changes, run: RunKey, event: HistoryEvent) -> Row:
     return row
 
 
+def _repeated(changes: Changes, run: RunKey, event: HistoryEvent) -> None:
+    """A start that met an execution. Those of clients and of the API come from no record."""
+    origin = event.fields.get("origin")
+    if isinstance(origin, dict):
+        fate = "duplicate" if event.type == "StartDeduplicated" else "key_conflict"
+        place = (origin.get("topic"), origin.get("topic_id"), origin.get("partition"), origin.get("offset"))
+        changes.repeats.append(Repeat(fate, *place, *run, event.seq))  # type: ignore[arg-type]
+
+
 def _completed(changes: Changes, run: RunKey, event: HistoryEvent) -> None:
     row = _execution(changes, run, event)
     row["status"] = ExecutionStatus.COMPLETED.value
@@ -223,6 +232,8 @@ def _moment(text: Any) -> str | None:
 _FOLDS: dict[str, Callable[[Changes, RunKey, HistoryEvent], None]] = {
     "ExecutionStarted": _started,
     "StartRefused": _refused,
+    "StartDeduplicated": _repeated,
+    "KeyConflict": _repeated,
     "ExecutionCompleted": _completed,
     "ExecutionFailed": _failed,
     "ExecutionCancelled": _cancelled,

@@ -1,4 +1,4 @@
-"""Records of the three topics as what they say, or as a divergence that keeps their bytes."""
+"""Records of the four topics as what they say, or as a divergence that keeps their bytes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition, 
 from flowpilot_schemas.history import HEADER_HASH, HEADER_PREV, chain
 from flowpilot_schemas.ids import is_execution_id
 from flowpilot_schemas.messages import DeadLetter
+from flowpilot_schemas.triggers import TriggerFiltered
 
 _INT32, _INT64 = 2**31, 2**63
 
@@ -97,6 +98,14 @@ def dead_letter(record: Fetched) -> Letter | Divergence:
     except BadRecord as error:
         return diverges(record, error.reason, error.detail)
     return Letter(message, record.timestamp)
+
+
+def filtered(record: Fetched) -> TriggerFiltered | Divergence:
+    """What the router left out."""
+    try:
+        return parse(TriggerFiltered, without_nul(decode_object(record.value)))
+    except BadRecord as error:
+        return diverges(record, error.reason, error.detail)
 
 
 def definition_change(record: Fetched) -> DefinitionChange | Divergence:

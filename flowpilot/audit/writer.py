@@ -1,4 +1,4 @@
-"""The audit writer: history, dead letters and definitions from the log into the store, each exactly once.
+"""The audit writer: what roles leave on the log (history, dead letters, …) into the store, each exactly once.
 
 The positions live in the store and move in the transaction that stores what was read, so a crash anywhere, a
 second writer or a store that went away lead to the same rows. The group's own commits are for lag displays only.
@@ -17,7 +17,15 @@ from flowpilot.audit.batches import BATCH, Definitions, batch_of, chunks, set_as
 from flowpilot.audit.position import check_position
 from flowpilot.audit.projection import project
 from flowpilot.ports.audit import AuditStore, BatchRefused, Outrun, Position, StoreUnavailable
-from flowpilot.ports.log import Consumer, Fetched, LogUnavailable, Reader, Rebalanced, TopicPartition
+from flowpilot.ports.log import (
+    Consumer,
+    Fetched,
+    LogUnavailable,
+    Reader,
+    Rebalanced,
+    TopicCatalog,
+    TopicPartition,
+)
 from flowpilot_schemas.topics import Topics
 
 LINGER = 0.2
@@ -29,14 +37,6 @@ LOG_PATIENCE = 120.0
 Answer = TypeVar("Answer")
 
 _log = structlog.get_logger("flowpilot.audit")
-
-
-class TopicCatalog(Protocol):
-    """Which topics there are."""
-
-    async def topic_ids(self, names: Iterable[str]) -> dict[str, str]:
-        """The id (KIP-516) of each of `names` that exists. Raises `LogUnavailable`."""
-        ...
 
 
 class ConsumerFactory(Protocol):
@@ -89,7 +89,8 @@ class AuditWriter:
 
     async def run(self) -> None:
         """Write until `stop`."""
-        names = [self._topics.history, self._topics.dead_letters, self._topics.definitions]
+        topics = self._topics
+        names = [topics.history, topics.dead_letters, topics.definitions, topics.fates]
         self._consumer = self._make_consumer(names, on_assigned=self._assigned, on_revoked=self._revoked)
         try:
             while not self._stopping.is_set():

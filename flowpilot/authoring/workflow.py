@@ -21,6 +21,7 @@ from flowpilot.authoring.results import NotSerialisable, to_json
 from flowpilot.authoring.retry import Retry
 from flowpilot.authoring.signature import Misfit, adapter_of, read_signature
 from flowpilot.authoring.step import Step, plain_args
+from flowpilot.core.where import compiled
 from flowpilot_schemas.codec import decode
 from flowpilot_schemas.definition import (
     RESERVED_STEP_NAMES,
@@ -92,7 +93,7 @@ class Workflow:
             "name": name,
             "version": version,
             "description": description,
-            "triggers": tuple(triggers),
+            "triggers": tuple(self._checked(trigger) for trigger in triggers),
             "input_schema": self._schema_of_input(),
             "timeout_ms": None if timeout is None else self._ms("timeout", timeout),
             "dedupe_window_ms": self._ms("dedupe_window", dedupe_window),
@@ -302,6 +303,13 @@ class Workflow:
             return milliseconds(duration)
         except ValueError as error:
             raise DefinitionError(self.name, f"{option}: {error}", step=step) from None
+
+    def _checked(self, trigger: TriggerDefinition) -> TriggerDefinition:
+        problem = None if trigger.where is None else compiled(trigger.where)
+        if isinstance(problem, str):
+            where = f"trigger on topic {trigger.topic!r}: where {trigger.where!r} cannot be used"
+            raise DefinitionError(self.name, f"{where}: {problem}")
+        return trigger
 
     def _adapter_of_input(self, annotation: Any) -> TypeAdapter[Any] | None:
         try:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flowpilot.cli import dead_letter, dev, doctor, execution, init, operate, roles, schema, workflow
+from flowpilot.cli import dead_letter, dev, doctor, execution, init, operate, roles, schema, trigger, workflow
 from flowpilot.cli.failures import Exit, report
 
 app = typer.Typer(
@@ -63,6 +63,7 @@ app.command()(doctor.doctor)
 roles.add_to(app)
 app.add_typer(workflow.app)
 app.add_typer(execution.app)
+app.add_typer(trigger.app)
 app.add_typer(dead_letter.app)
 app.command()(schema.schema)
 operate.add_to(app)

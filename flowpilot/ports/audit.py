@@ -10,6 +10,7 @@ from flowpilot.core.errors import FlowPilotError
 from flowpilot.ports.log import TopicPartition
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.messages import DeadLetter
+from flowpilot_schemas.triggers import TriggerFiltered
 
 Row = dict[str, Any]
 """Columns that change and their new values: text, int, decoded JSON (`output`, `error`, `errors`) or, for
@@ -86,7 +87,21 @@ class Changes:
     attempts: dict[TaskKey, int] = field(default_factory=dict)
     """Of every task, the attempt to begin with if it has no row; 0 for one that was never tried."""
     parents: dict[RunKey, str] = field(default_factory=dict)
+    repeats: list[Repeat] = field(default_factory=list)
     divergences: list[Divergence] = field(default_factory=list)
+
+
+class Repeat(NamedTuple):
+    """A trigger record that started nothing new: `fate` is `duplicate` or `key_conflict`, of this run."""
+
+    fate: str
+    topic: str
+    topic_id: str
+    partition: int
+    offset: int
+    execution: str
+    run: int
+    seq: int
 
 
 Project = Callable[[Sequence[HistoryEvent], Mapping[RunKey, Head]], Changes]
@@ -154,6 +169,7 @@ class Batch:
     advances: list[Advance] = field(default_factory=list)
     events: list[HistoryEvent] = field(default_factory=list)
     letters: list[Letter] = field(default_factory=list)
+    filtered: list[TriggerFiltered] = field(default_factory=list)
     definitions: list[DefinitionChange] = field(default_factory=list)
     divergences: list[Divergence] = field(default_factory=list)
 
@@ -186,7 +202,7 @@ class AuditStore(Protocol):
         ...
 
     async def write(self, batch: Batch, project: Project) -> None:
-        """Write all of it or nothing: events, rows, dead letters, definitions, positions.
+        """Write all of it or nothing: events, rows, dead letters, what was filtered, definitions, positions.
 
         `project` is called with the batch's events and the stored heads of their runs. An event that is stored
         already is compared: other bytes make a divergence. Raises `Outrun` and `BatchRefused`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from flowpilot_schemas.definition import WorkflowDefinition
 
@@ -41,6 +41,16 @@ class DefinitionTooLarge(Exception):
         self.limit = limit
 
 
+class Registration(NamedTuple):
+    """When a workflow's name was first registered, or first after it was last deleted; broker times in ms.
+
+    `deleted` is the time of that deletion, as long as the log remembers it.
+    """
+
+    at: int
+    deleted: int | None = None
+
+
 class Definitions(Protocol):
     """What is registered, as of the last `refresh` or `register`. Both may raise `LogUnavailable`."""
 
@@ -74,6 +84,10 @@ class Definitions(Protocol):
 
     def registered(self, definition: WorkflowDefinition) -> WorkflowDefinition:
         """`definition` as `register` takes it: itself, or, for developers, under a version of its own."""
+        ...
+
+    def registration(self, workflow: str) -> Registration | None:
+        """When the workflow was registered, whatever versions came since; None if it is not known."""
         ...
 
     async def register(self, definition: WorkflowDefinition, *, move_pointer: bool = False) -> bool:

@@ -74,6 +74,11 @@ class Reader(Protocol):
         """(low watermark, log end): the first offset there is and the next one to be written."""
         ...
 
+    async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        """The offset of the first record whose timestamp is `timestamp` (ms) or later; if there is none, what was
+        the log end when this was asked."""
+        ...
+
     async def read(self, topic: str, partition: int, start: int, end: int) -> list[Fetched]:
         """The records with start ≤ offset < end that compaction and retention have left, in order."""
         ...
@@ -115,4 +120,20 @@ class Consumer(Protocol):
 
     async def close(self) -> None:
         """Leave the group."""
+        ...
+
+
+class Subscriber(Consumer, Protocol):
+    """A group member whose topics can be replaced."""
+
+    def subscribe(self, topics: Sequence[str]) -> None:
+        """Read these topics from the next rebalance on."""
+        ...
+
+
+class TopicCatalog(Protocol):
+    """Which topics there are."""
+
+    async def topic_ids(self, names: Iterable[str]) -> dict[str, str]:
+        """The id (KIP-516) of each of `names` that exists. Raises `LogUnavailable`."""
         ...

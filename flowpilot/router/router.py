@@ -1,7 +1,8 @@
-"""The router: reads trigger records, produces what they start, and only then commits their offsets.
+"""The router: reads trigger records, produces what they start, and only then commits their positions.
 
 A crash between the two reads the same records again; their executions have the same ids, so the engine answers
-the second start with the first execution. One router feeds every workflow; several share the partitions.
+the second start with the first execution. One read of a topic feeds every workflow on it; several routers share
+the partitions. What a workflow has yet to catch up with is read beside that, slice by slice.
 """
 
 from __future__ import annotations
@@ -13,15 +14,25 @@ from typing import Protocol
 
 import structlog
 
-from flowpilot.core.dead_letters import dead_letter_key
 from flowpilot.ports.definitions import Definitions
-from flowpilot.ports.log import Consumer, Fetched, LogUnavailable, Producer, Rebalanced, Record, TopicPartition
-from flowpilot.router.errors import RouterStopped
-from flowpilot.router.routing import Outcome, Routes, route, routes
-from flowpilot_schemas.codec import encode_message
-from flowpilot_schemas.ids import root_id
+from flowpilot.ports.log import (
+    Fetched,
+    LogUnavailable,
+    Producer,
+    Reader,
+    Rebalanced,
+    Subscriber,
+    TopicCatalog,
+    TopicPartition,
+)
+from flowpilot.router.backfill import next_slice
+from flowpilot.router.fates import MANY
+from flowpilot.router.opening import Opening
+from flowpilot.router.output import Output
+from flowpilot.router.positions import Positions
+from flowpilot.router.reading import Reading, serve
+from flowpilot.router.routing import routes
 from flowpilot_schemas.limits import Limits
-from flowpilot_schemas.messages import DeadLetter, StartExecution
 from flowpilot_schemas.topics import Topics
 
 BATCH = 1_000
@@ -29,22 +40,6 @@ IDLE_POLL = 0.25
 PATIENCE = 120.0
 
 _log = structlog.get_logger("flowpilot.router")
-
-
-class TopicCatalog(Protocol):
-    """Which topics there are."""
-
-    async def topic_ids(self, names: Iterable[str]) -> dict[str, str]:
-        """The id (KIP-516) of each of `names` that exists. Raises `LogUnavailable`."""
-        ...
-
-
-class Subscriber(Consumer, Protocol):
-    """A group member whose topics can be replaced."""
-
-    def subscribe(self, topics: Sequence[str]) -> None:
-        """Read these topics from the next rebalance on."""
-        ...
 
 
 class ConsumerFactory(Protocol):
@@ -58,7 +53,7 @@ class Router:
 
     `interval`: seconds between looks for new definitions and topics. `commit_interval`: how long a commit may be
     put off; what is not committed at a crash is routed again, to the same executions.
-    `on_ready` is called once, with the topics, when the group has given this member its partitions.
+    `on_ready` is called once, with the topics, when the partitions that the group gave this member are open.
     Raises `LogUnavailable` or `RouterStopped` if it cannot go on; starting it again is always right.
     """
 
@@ -69,6 +64,7 @@ class Router:
         *,
         consumer: ConsumerFactory,
         producer: Producer,
+        reader: Reader,
         definitions: Definitions,
         catalog: TopicCatalog,
         interval: float = 1.0,
@@ -76,17 +72,20 @@ class Router:
         on_ready: Callable[[frozenset[str]], None] = lambda topics: None,
     ) -> None:
         self._topics, self._limits = topics, limits
-        self._make_consumer, self._producer = consumer, producer
+        self._make_consumer, self._reader = consumer, reader
         self._definitions, self._catalog = definitions, catalog
+        self._positions = Positions(producer, reader, topics.positions)
+        self._output = Output(producer, topics, self._positions)
+        self._opening = Opening(reader, definitions, self._positions)
         self._interval, self._commit_interval, self._on_ready = interval, commit_interval, on_ready
         self._stopping = asyncio.Event()
         self._consumer: Subscriber | None = None
         self._subscribed: frozenset[str] = frozenset()
-        self._topic_ids: dict[str, str] = {}
-        self._positions: dict[TopicPartition, int] = {}
-        self._uncommitted: set[TopicPartition] = set()
-        self._commit_due = 0.0
-        self._is_ready = False
+        self._where = routes(definitions, topics, limits)
+        self._waiting: set[TopicPartition] = set()  # assigned, paused, not open yet
+        self._readings: dict[TopicPartition, Reading] = {}
+        self._commit_due = time.monotonic() + commit_interval
+        self._is_member = self._is_ready = False
 
     def stop(self) -> None:
         """End `run` after the batch at hand."""
@@ -103,18 +102,32 @@ class Router:
                 if self._consumer is None:
                     await self._pause(self._interval)
                     continue
-                records = await self._consumer.poll(BATCH, IDLE_POLL)
-                if records:
-                    await self._patiently(lambda batch=records: self._take(batch))  # type: ignore[misc]
-                if self._uncommitted and time.monotonic() >= self._commit_due:
-                    await self._commit(self._uncommitted)
+                await self._turn(self._consumer)
         finally:
             if self._consumer is not None:
                 await self._leave(self._consumer)
 
+    async def _turn(self, consumer: Subscriber) -> None:
+        if self._waiting:
+            await self._open(consumer)
+        if self._is_member and not self._is_ready and (self._readings or not self._waiting):
+            self._is_ready = True
+            self._on_ready(self._subscribed)
+        behind = [each for each in self._readings.values() if each.behind(self._where)]
+        records = await consumer.poll(BATCH, 0.0 if behind else IDLE_POLL)
+        if records:
+            await self._patiently(lambda: self._take(records))
+        if behind:
+            await self._catch_up(behind)
+        if any(reading.omissions.size > MANY for reading in self._readings.values()):
+            self._commit_due = 0.0
+        if time.monotonic() >= self._commit_due:
+            await self._patiently(lambda: self._commit(self._readings.values()))
+            self._commit_due = time.monotonic() + self._commit_interval
+
     async def _leave(self, consumer: Subscriber) -> None:
         try:
-            await self._commit(self._uncommitted)
+            await self._commit(self._readings.values())
         except LogUnavailable as error:
             _log.warning("positions not committed; the records will be read again", error=str(error))
         await consumer.close()
@@ -144,11 +157,20 @@ class Router:
     # What is read
 
     async def _look(self) -> None:
-        """Subscribe to every topic that a current definition names and that exists; wait for the others."""
-        await self._definitions.refresh()
-        wanted = self._routes().topics
-        self._topic_ids = await self._catalog.topic_ids(wanted)
-        there = frozenset(self._topic_ids)
+        """Subscribe to every topic that a current definition names and that exists; wait for the others. See
+        to positions that somebody else moved, and to topics that were made again."""
+        await self._refresh()
+        await self._positions.refresh()
+        wanted = self._where.topics
+        ids = await self._catalog.topic_ids(wanted)
+        for reading in list(self._readings.values()):
+            if ids.get(reading.partition.topic) != reading.topic_id:
+                self._reopen(reading)
+            for name in [name for name in reading.saved if self._positions.is_outdated(reading.key(name))]:
+                del reading.saved[name]  # the next commit writes it again
+        for reading in self._readings.values():
+            await self._opening.join(self._where, reading)
+        there = frozenset(ids)
         if there == self._subscribed or not there:
             return
         if self._consumer is None:
@@ -160,82 +182,105 @@ class Router:
         self._subscribed = there
         _log.info("reading", topics=sorted(there), awaited=sorted(wanted - there))
 
-    def _routes(self) -> Routes:
-        return routes(self._definitions, self._topics, self._limits)
+    async def _refresh(self) -> None:
+        await self._definitions.refresh()
+        self._where = routes(self._definitions, self._topics, self._limits)
 
     async def _assigned(self, partitions: Sequence[TopicPartition]) -> None:
-        for partition in partitions:
-            self._positions.pop(partition, None)
-            self._uncommitted.discard(partition)
-        if not self._is_ready:
-            self._is_ready = True
-            self._on_ready(self._subscribed)
+        # The log may not answer now, and a rebalance does not wait: they are opened between two polls.
+        if self._consumer is not None:
+            self._consumer.pause(partitions)
+        self._forget(partitions)
+        self._waiting.update(partitions)
+        self._is_member = True
 
     async def _revoked(self, partitions: Sequence[TopicPartition]) -> None:
         # Runs inside `poll`: whatever was polled before is produced and acknowledged.
-        mine = self._uncommitted.intersection(partitions)
         try:
-            await self._commit(mine)
+            await self._commit([self._readings[each] for each in partitions if each in self._readings])
         except LogUnavailable as error:
             _log.warning("positions not committed; the next owner reads again", error=str(error))
-            self._uncommitted -= mine
+        self._forget(partitions)
+
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        for partition in partitions:
+            self._waiting.discard(partition)
+            self._readings.pop(partition, None)
+
+    def _reopen(self, reading: Reading) -> None:
+        """It is not what it was: begin again with what is committed."""
+        if self._consumer is not None:
+            self._consumer.pause([reading.partition])
+        self._forget([reading.partition])
+        self._waiting.add(reading.partition)
+
+    async def _open(self, consumer: Subscriber) -> None:
+        """Open what is waiting, each from its positions. What does not answer, or is not there any more, waits
+        for another turn."""
+        try:
+            await self._positions.refresh()
+            ids = await self._catalog.topic_ids({partition.topic for partition in self._waiting})
+            for partition in sorted(self._waiting):
+                if partition.topic in ids and partition.topic in self._where.readers:
+                    reading = await self._opening.open(self._where, partition, ids[partition.topic])
+                    self._waiting.discard(partition)
+                    self._readings[partition] = reading
+                    consumer.seek(partition, reading.cursor)
+                    consumer.resume([partition])
+        except LogUnavailable as error:
+            _log.warning("a partition cannot be read yet", error=str(error))
 
     # What is done with it
 
     async def _take(self, records: Sequence[Fetched]) -> None:
+        """Serve the workflows that are live with what the group delivers."""
         # A definition registered before a record was published is known before the record is routed.
-        await self._definitions.refresh()
-        await self._refresh_topic_ids(records)
-        where = self._routes()
-        produced: list[Record] = []
-        for record in records:
-            for outcome in route(where, record, self._topic_ids[record.topic]):
-                produced.append(self._record_of(record, outcome))
-        for sent, delivery in zip(produced, await self._producer.send(produced), strict=True):
-            if delivery.error is not None:
-                raise RouterStopped(f"the topic {sent.topic} refused a record for good: {delivery.error}")
-        if not self._uncommitted:
-            self._commit_due = time.monotonic() + self._commit_interval
-        for record in records:
-            partition = TopicPartition(record.topic, record.partition)
-            self._positions[partition] = record.offset + 1
-            self._uncommitted.add(partition)
+        await self._refresh()
+        batch = []
+        for partition, arrived in _by_partition(records).items():
+            reading = self._readings.get(partition)
+            if reading is None:
+                continue
+            if arrived[0].offset < reading.cursor:
+                self._reopen(reading)  # a topic that was made again counts from 0 again
+                continue
+            await self._opening.join(self._where, reading)
+            live = [name for name in reading.readers(self._where) if reading.next[name] >= reading.cursor]
+            batch.append(serve(self._where, reading, live, arrived, arrived[-1].offset + 1))
+        await self._output.produce(batch)
+        for served in batch:
+            served.reading.cursor = served.end
+            served.done()
 
-    async def _refresh_topic_ids(self, records: Sequence[Fetched]) -> None:
-        """A topic that was deleted and made again has another id and counts from 0 again: ids of records of
-        the old one must not be given to records of the new one."""
-        unsure = {
-            record.topic
-            for record in records
-            if record.topic not in self._topic_ids
-            or record.offset < self._positions.get(TopicPartition(record.topic, record.partition), 0)
-        }
-        if unsure:
-            self._topic_ids |= await self._catalog.topic_ids(unsure)
-            missing = unsure.difference(self._topic_ids)
-            if missing:
-                raise LogUnavailable(f"the topic {min(missing)} has no id at present")
+    async def _catch_up(self, behind: Sequence[Reading]) -> None:
+        """One slice of one partition, the least recently served first."""
+        reading = min(behind, key=lambda each: each.caught_up_at)
+        reading.caught_up_at = time.monotonic()
+        if reading is not self._readings.get(reading.partition):
+            return  # it was revoked or reopened meanwhile
+        try:
+            served = await next_slice(self._where, self._reader, reading)
+            await self._output.produce([served])
+        except LogUnavailable as error:
+            _log.warning("a slice cannot be read yet", partition=reading.partition, error=str(error))
+        else:
+            served.done()
 
-    def _record_of(self, record: Fetched, outcome: Outcome) -> Record:
-        if isinstance(outcome, StartExecution):
-            key = root_id(outcome.execution).encode()
-            return Record(self._topics.events, key, encode_message(outcome))
-        return self._dead(record, outcome)
+    async def _commit(self, readings: Iterable[Reading]) -> None:
+        readings = list(readings)
+        await self._output.commit(readings)
+        for reading in readings:
+            reading.keep_only(reading.readers(self._where))
+        # The group's own offsets only tell its lag.
+        moved = {each.partition: each.cursor for each in readings if each.committed != each.cursor}
+        if moved and self._consumer is not None:
+            await self._consumer.commit(moved)
+        for reading in readings:
+            reading.committed = reading.cursor
 
-    def _dead(self, record: Fetched, letter: DeadLetter) -> Record:
-        _log.warning(
-            "dead letter",
-            reason=letter.reason,
-            detail=letter.detail,
-            topic=letter.topic,
-            partition=letter.partition,
-            offset=letter.offset,
-        )
-        return Record(self._topics.dead_letters, dead_letter_key(record), encode_message(letter))
 
-    async def _commit(self, partitions: Iterable[TopicPartition]) -> None:
-        ready = set(partitions)
-        if not ready or self._consumer is None:
-            return
-        await self._consumer.commit({partition: self._positions[partition] for partition in ready})
-        self._uncommitted -= ready
+def _by_partition(records: Iterable[Fetched]) -> dict[TopicPartition, list[Fetched]]:
+    found: dict[TopicPartition, list[Fetched]] = {}
+    for record in records:
+        found.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
+    return found

@@ -2,29 +2,43 @@
 
 | record | outcome |
 |---|---|
-| no value | filtered: a tombstone starts nothing |
+| no value | omitted: a tombstone starts nothing, with CloudEvents' headers or without |
 | on `<namespace>.triggers` | the workflow that it names: one start, or one dead letter |
-| on a user topic | one start, or one dead letter, for each workflow whose current version names the topic |
+| on a user topic | one start, omission or dead letter for each trigger that names the topic, of current versions |
+
+A CloudEvent stands for its data (`flowpilot.router.cloudevents`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from flowpilot.core.dead_letters import dead_letter
 from flowpilot.core.inputs import check_input
+from flowpilot.core.where import compiled
 from flowpilot.ports.log import Fetched
-from flowpilot_schemas.codec import BadRecord, decode, decode_object, parse
+from flowpilot.router.cloudevents import Arrived, read
+from flowpilot_schemas.codec import BadRecord, as_object, parse
 from flowpilot_schemas.definition import TriggerDefinition, WorkflowDefinition
-from flowpilot_schemas.ids import keyed_execution_id, record_execution_id
+from flowpilot_schemas.ids import event_execution_id, keyed_execution_id, record_execution_id
 from flowpilot_schemas.limits import MAX_KEY, Limits
 from flowpilot_schemas.messages import DeadLetter, Origin, StartExecution, Trigger
 from flowpilot_schemas.topics import Topics
+from flowpilot_schemas.triggers import ANY_WORKFLOW, FilterReason
 
 SOURCE = "router"
 
-Outcome = StartExecution | DeadLetter
+
+class Omitted(NamedTuple):
+    """A record that a workflow does not want; `workflow` is None on `<namespace>.triggers`."""
+
+    workflow: str | None
+    reason: FilterReason
+
+
+Outcome = StartExecution | DeadLetter | Omitted
 
 
 class KnownDefinitions(Protocol):
@@ -37,8 +51,7 @@ class KnownDefinitions(Protocol):
     def workflows(self) -> list[str]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Subscription:
+class Subscription(NamedTuple):
     """A workflow that a topic's records start."""
 
     definition: WorkflowDefinition
@@ -47,12 +60,16 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Where records go: `triggers` is the topic whose records name their workflow."""
+    """Where records go: `triggers` is the topic whose records name their workflow.
+
+    `readers`: by topic, the workflows that read it, each with its triggers; who is named by the records is `*`.
+    """
 
     triggers: str
     limits: Limits
     definitions: KnownDefinitions
     subscriptions: dict[str, tuple[Subscription, ...]]
+    readers: dict[str, dict[str, list[TriggerDefinition]]]
 
     @property
     def topics(self) -> frozenset[str]:
@@ -64,6 +81,8 @@ def routes(definitions: KnownDefinitions, topics: Topics, limits: Limits) -> Rou
     """The routes of the current version of every workflow. A trigger on one of FlowPilot's own topics is left
     out: it would feed FlowPilot its own records."""
     found: dict[str, list[Subscription]] = {}
+    named = TriggerDefinition(topic=topics.triggers, start="earliest")
+    readers: dict[str, dict[str, list[TriggerDefinition]]] = {topics.triggers: {ANY_WORKFLOW: [named]}}
     ours = {topic.name for topic in topics.core()}
     for workflow in sorted(definitions.workflows()):
         definition = definitions.current(workflow)
@@ -71,17 +90,34 @@ def routes(definitions: KnownDefinitions, topics: Topics, limits: Limits) -> Rou
             is_ours = trigger.topic in ours or trigger.topic.startswith(topics.steps(""))
             if definition is not None and not is_ours:
                 found.setdefault(trigger.topic, []).append(Subscription(definition, trigger))
-    return Routes(topics.triggers, limits, definitions, {topic: tuple(subs) for topic, subs in found.items()})
+                readers.setdefault(trigger.topic, {}).setdefault(workflow, []).append(trigger)
+    subscriptions = {topic: tuple(each) for topic, each in found.items()}
+    return Routes(topics.triggers, limits, definitions, subscriptions, readers)
 
 
-def route(where: Routes, record: Fetched, topic_id: str) -> list[Outcome]:
-    """What `record` starts, or why it does not. Empty: a tombstone, or no workflow reads the topic any more."""
-    if record.value is None:
-        return []
+def route(where: Routes, record: Fetched, topic_id: str, only: Container[str] | None = None) -> list[Outcome]:
+    """What `record` starts, or why it does not; with `only`, for these of the topic's readers.
+
+    Empty: no workflow reads the topic any more.
+    """
     named = record.topic == where.triggers
     subscriptions = where.subscriptions.get(record.topic, ())
-    if not named and not subscriptions:
-        return []
+    wanted: list[Subscription] = []
+    outcomes: list[Outcome] = []
+    for each in subscriptions:
+        name, trigger = each.definition.name, each.trigger
+        if only is not None and name not in only:
+            continue
+        if record.value is None:
+            outcomes.append(Omitted(name, "tombstone"))
+        elif trigger.start_at is not None and record.timestamp < trigger.start_at:
+            outcomes.append(Omitted(name, "before_start"))
+        else:
+            wanted.append(each)
+    if record.value is None:
+        return [Omitted(None, "tombstone")] if named else outcomes
+    if not named and not wanted:
+        return outcomes
     # Not to be blamed on one workflow if several read the topic.
     workflow = subscriptions[0].definition.name if len(subscriptions) == 1 else None
     try:
@@ -89,17 +125,19 @@ def route(where: Routes, record: Fetched, topic_id: str) -> list[Outcome]:
             limit = where.limits.input
             sentence = f"the record has {len(record.value)} bytes; the limit FLOWPILOT_TRIGGER_LIMIT is {limit}"
             raise BadRecord("too_large", sentence)
+        arrived = read(record)
         if named:
-            trigger = parse(Trigger, decode_object(record.value))
-            workflow = trigger.workflow
-            return [_named_start(where, record, topic_id, trigger)]
-        value = decode(record.value)
+            named_one = parse(Trigger, as_object(arrived.data))
+            workflow = named_one.workflow
+            return [_named_start(where, record, topic_id, named_one, arrived)]
     except BadRecord as bad:
-        return [dead_letter(record, bad.reason, bad.detail, SOURCE, workflow)]
-    return [_subscribed(where, record, topic_id, value, subscription) for subscription in subscriptions]
+        return [*outcomes, dead_letter(record, bad.reason, bad.detail, SOURCE, workflow)]
+    return [*outcomes, *(_subscribed(where, record, topic_id, arrived, each) for each in wanted)]
 
 
-def _named_start(where: Routes, record: Fetched, topic_id: str, trigger: Trigger) -> StartExecution:
+def _named_start(
+    where: Routes, record: Fetched, topic_id: str, trigger: Trigger, arrived: Arrived
+) -> StartExecution:
     definition = where.definitions.current(trigger.workflow)
     if trigger.version is not None:
         version = where.definitions.version(trigger.workflow, trigger.version)
@@ -110,16 +148,23 @@ def _named_start(where: Routes, record: Fetched, topic_id: str, trigger: Trigger
     if definition is None:
         sentence = f"there is no workflow {trigger.workflow!r}; `flowpilot workflow apply` registers one"
         raise BadRecord("unknown_workflow", sentence)
-    return _start(where, record, topic_id, definition, trigger.input, trigger.key, trigger.created_by)
+    arrived = arrived._replace(data=trigger.input)
+    return _start(where, record, topic_id, definition, arrived, trigger.key, trigger.created_by)
 
 
 def _subscribed(
-    where: Routes, record: Fetched, topic_id: str, value: Any, subscription: Subscription
-) -> StartExecution | DeadLetter:
-    definition, unique_by = subscription.definition, subscription.trigger.unique_by
+    where: Routes, record: Fetched, topic_id: str, arrived: Arrived, subscription: Subscription
+) -> Outcome:
+    definition, trigger = subscription
     try:
-        key = None if unique_by is None else key_of(value, unique_by)
-        return _start(where, record, topic_id, definition, value, key, None)
+        if trigger.where is not None:
+            matches = compiled(trigger.where)
+            if isinstance(matches, str):
+                raise BadRecord("where_failed", f"where {trigger.where!r} cannot be used: {matches}")
+            if not matches(arrived.data, arrived.event):
+                return Omitted(definition.name, "where")
+        key = None if trigger.unique_by is None else key_of(arrived.data, trigger.unique_by)
+        return _start(where, record, topic_id, definition, arrived, key, None)
     except BadRecord as bad:
         return dead_letter(record, bad.reason, bad.detail, SOURCE, definition.name)
 
@@ -129,15 +174,17 @@ def _start(
     record: Fetched,
     topic_id: str,
     definition: WorkflowDefinition,
-    value: Any,
+    arrived: Arrived,
     key: str | None,
     created_by: str | None,
 ) -> StartExecution:
-    check_input(definition, value, where.limits.input)
-    if key is None:
-        execution = record_execution_id(definition.name, topic_id, record.partition, record.offset)
-    else:
+    check_input(definition, arrived.data, where.limits.input)
+    if key is not None:
         execution = keyed_execution_id(definition.name, key)
+    elif arrived.event is not None:
+        execution = event_execution_id(definition.name, arrived.event["source"], arrived.event["id"])
+    else:
+        execution = record_execution_id(definition.name, topic_id, record.partition, record.offset)
     return StartExecution(
         execution=execution,
         workflow=definition.name,
@@ -145,7 +192,7 @@ def _start(
         definition=definition.hash,
         limits=where.limits,
         key=key,
-        input=value,
+        input=arrived.data,
         origin=Origin(topic=record.topic, topic_id=topic_id, partition=record.partition, offset=record.offset),
         created_by=created_by or f"trigger:{record.topic}",
     )

@@ -115,7 +115,7 @@ class Machine:
                         key = root_id(outcome.execution).encode()
                         sent = self.log.append(Record(self.topics.events, key, encode_message(outcome)))
                         starts.append((outcome.execution, sent.offset))
-                    else:
+                    elif isinstance(outcome, DeadLetter):
                         letter = encode_message(outcome)
                         self.log.append(Record(self.topics.dead_letters, dead_letter_key(record), letter))
         return starts

@@ -72,7 +72,11 @@ def decode_object(data: bytes | None) -> dict[str, Any]:
     """The JSON object in `data`. Raises `BadRecord`, also with `null_value` and `not_an_object`."""
     if data is None:
         raise BadRecord("null_value", "the record has no value")
-    value = decode(data)
+    return as_object(decode(data))
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """A decoded value that must be an object. Raises `BadRecord("not_an_object")`."""
     if not isinstance(value, dict):
         raise BadRecord("not_an_object", f"the record is a JSON {_json_type(value)}, not an object")
     return value

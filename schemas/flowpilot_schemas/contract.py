@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from flowpilot_schemas import messages as m
+from flowpilot_schemas import triggers
 from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition, WorkflowDeletion
 from flowpilot_schemas.history import FIELDS
 from flowpilot_schemas.topics import Topics
@@ -43,6 +44,8 @@ def public_messages(topics: Topics) -> list[PublicMessage]:
         (topics.definitions, WorkflowDefinition),
         (topics.definitions, DefinitionPointer),
         (topics.definitions, WorkflowDeletion),
+        (topics.positions, triggers.TriggerPosition),
+        (topics.fates, triggers.TriggerFiltered),
         (events, m.StartExecution),
         (events, m.CancelExecution),
         (events, m.RetryExecution),

@@ -10,11 +10,20 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from flowpilot_schemas.codec import content_hash
+from flowpilot_schemas.history import from_iso, iso
 from flowpilot_schemas.ids import is_legal_name, is_legal_step_name
-from flowpilot_schemas.limits import MAX_STEPS
+from flowpilot_schemas.limits import MAX_STEPS, MAX_WHERE
 from flowpilot_schemas.topics import DAY, HOUR, MINUTE
 
 # Names a handler's parameters use for other things.
@@ -68,10 +77,37 @@ class StepDefinition(_Frozen):
 
 
 class TriggerDefinition(_Frozen):
-    """A user topic whose records start executions. `unique_by` is a dotted path into the record."""
+    """A user topic whose records start executions.
+
+    `unique_by` is a dotted path into the record, `where` a CEL expression over it. `start` says where to begin
+    if nothing of the topic was read for the workflow yet: `registration` (with what came since the workflow was
+    first registered), `earliest`, or a time as ISO 8601 in UTC with milliseconds.
+    """
 
     topic: str = Field(min_length=1, max_length=249)
     unique_by: str | None = None
+    where: str | None = Field(default=None, max_length=MAX_WHERE)
+    start: str = "registration"
+
+    @field_validator("start")
+    @classmethod
+    def _start(cls, value: str) -> str:
+        if value not in ("registration", "earliest") and iso(from_iso(value)) != value:
+            raise ValueError(f"{value!r} is not a time such as 2026-01-31T00:00:00.000Z")
+        return value
+
+    @cached_property
+    def start_at(self) -> int | None:
+        """The time in ms, if `start` is one."""
+        return None if self.start in ("registration", "earliest") else from_iso(self.start)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A definition that does not use them keeps the hash it had before there were these fields.
+        defaults = {"where": None, "start": "registration"}
+        return {
+            name: value for name, value in dump(self).items() if name not in defaults or value != defaults[name]
+        }
 
 
 class WorkflowDefinition(_Frozen):

@@ -41,6 +41,11 @@ def record_execution_id(workflow: str, topic_id: str, partition: int, offset: in
     return _uuid5([workflow, topic_id, partition, offset])
 
 
+def event_execution_id(workflow: str, source: str, event: str) -> str:
+    """The execution started by a CloudEvent without a key: `source` and `id` name an event for good."""
+    return _uuid5([workflow, source, event])
+
+
 def _uuid5(parts: list[str | int]) -> str:
     return str(uuid.uuid5(_NAMESPACE, canonical(parts).decode()))
 

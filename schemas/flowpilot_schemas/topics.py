@@ -76,6 +76,14 @@ class Topics:
     def dead_letters(self) -> str:
         return f"{self.namespace}.dead-letters"
 
+    @property
+    def positions(self) -> str:
+        return f"{self.namespace}.positions"
+
+    @property
+    def fates(self) -> str:
+        return f"{self.namespace}.trigger-fates"
+
     def steps(self, queue: str) -> str:
         """The worker topic of a queue."""
         return f"{self.namespace}.steps.{queue}"
@@ -113,6 +121,18 @@ class Topics:
             Topic(self.history, None, "delete", -1, large),
             Topic(self.dead_letters, None, "delete", 30 * DAY, large),
             Topic(self.triggers, 4, "delete", 7 * DAY),
+            Topic(
+                self.positions,
+                1,
+                "compact",
+                # A router reads it whole before it begins. The lag is for whoever was overtaken and writes late.
+                extra={
+                    "min.compaction.lag.ms": str(10 * MINUTE),
+                    "segment.ms": str(10 * MINUTE),
+                    "min.cleanable.dirty.ratio": "0.1",
+                },
+            ),
+            Topic(self.fates, 1, "delete", 30 * DAY, large),
             Topic(self.definitions, 1, "compact", extra=large),
             Topic(self.control, 1, "delete", DAY),
             Topic(self.replies, 4, "delete", HOUR),

@@ -94,7 +94,7 @@ class RunningSystem(LocalSystem):
         """A command that goes on, its output in pipes."""
         command = [sys.executable, "-m", "flowpilot.cli.main", *arguments]
         environment = {**os.environ, **self.environment}
-        return Popen(command, cwd=self.cwd, env=environment, stdout=PIPE, stderr=PIPE, text=True)
+        return Popen(command, cwd=self.cwd, env=environment, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
 
     def cli_json(self, *arguments: str) -> Any:
         """What a command prints with `-o json`."""

@@ -8,18 +8,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from flowpilot.local.services import LocalServices
-from flowpilot.settings import Settings
 from tests.acceptance.running import PATIENCE, ROOT
-from tests.conftest import delete_topics
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
@@ -53,11 +48,11 @@ def masked(text: str) -> str:
 
 
 class Shell:
-    """A user's terminal in a directory of his own, with the servers' addresses in `.env`."""
+    """A user's terminals in a directory of his own."""
 
-    def __init__(self, folder: Path, dot_env: str) -> None:
-        self.folder, self._dot_env = folder, dot_env
-        self._roles: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._started: list[tuple[str, subprocess.Popen[bytes], Path]] = []
         clean = {name: text for name, text in os.environ.items() if not name.startswith("FLOWPILOT_")}
         tools = Path(sys.executable).parent
         self._environment = {
@@ -67,32 +62,29 @@ class Shell:
         }
 
     def type(self, command: str) -> str:
-        """What one command prints, on stdout and stderr; "" for a role, which goes on."""
+        """What one command prints, on stdout and stderr; "" for `flowpilot dev`, which goes on."""
         words = shlex.split(command, comments=True)
         if words[0] == "make":  # the project's own targets: there, but not run inside a test
             self._run(f"make --dry-run --directory={shlex.quote(str(ROOT))} {shlex.join(words[1:])}")
         elif words == [".", ".venv/bin/activate"]:
             self._run("command -v flowpilot")  # it is what this shell's PATH does
-        elif words == ["python", "-m", "flowpilot.local", "up", ">", ".env"]:
-            self._run("python -m flowpilot.local up --help")
-            (self.folder / ".env").write_text(self._dot_env)  # the servers run already
-        elif words[-1] == "&":
-            self._start(words[:-1])
+        elif words == ["flowpilot", "dev"]:
+            self._start(words)
         else:
             return self._run(command)
         return ""
 
-    def await_roles(self) -> None:
-        """Every role has said that it is ready."""
-        for name, process, log in self._roles:
+    def await_ready(self) -> None:
+        """What was started has said that it is ready."""
+        for name, process, log in self._started:
             eventually(lambda log=log: " ready" in log.read_text(), PATIENCE, what=f"{name}: {log.read_text()}")
             assert process.poll() is None
 
     def close(self) -> None:
-        """End the roles, as Ctrl-C does."""
-        for _, process, _ in self._roles:
+        """End what was started, as Ctrl-C does."""
+        for _, process, _ in self._started:
             process.send_signal(signal.SIGTERM)
-        for _, process, _ in self._roles:
+        for _, process, _ in self._started:
             try:
                 process.wait(30)
             finally:
@@ -107,36 +99,17 @@ class Shell:
         return done.stdout + done.stderr
 
     def _start(self, words: list[str]) -> None:
-        log = self.folder / f"{len(self._roles)}.log"
+        log = self.folder / f"{len(self._started)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 words, cwd=self.folder, env=self._environment, stdout=output, stderr=subprocess.STDOUT
             )
-        self._roles.append((shlex.join(words), process, log))
+        self._started.append((shlex.join(words), process, log))
 
 
 @pytest.fixture
-def shell(services: LocalServices, tmp_path: Path) -> Iterator[Shell]:
-    """The servers are the session's; namespace and database are this test's."""
-    settings = Settings(
-        _env_file=None, bootstrap_servers=services.bootstrap_servers, namespace=f"r{uuid.uuid4().hex[:8]}"
-    )
-    database = services.create_database(settings.namespace)
-    dot_env = [
-        f"FLOWPILOT_BOOTSTRAP_SERVERS={services.bootstrap_servers}",
-        f"FLOWPILOT_DATABASE_URL={database}",
-        f"FLOWPILOT_NAMESPACE={settings.namespace}",
-        "FLOWPILOT_EVENT_PARTITIONS=4",
-        "FLOWPILOT_STEP_PARTITIONS=4",
-    ]
-    with _closing(Shell(tmp_path, "\n".join(dot_env) + "\n")) as shell:
-        yield shell
-    delete_topics(settings)
-    services.drop_database(settings.namespace)
-
-
-@contextmanager
-def _closing(shell: Shell) -> Iterator[Shell]:
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell(tmp_path)
     try:
         yield shell
     finally:
@@ -157,7 +130,7 @@ def test_the_readme_does_what_it_says(shell: Shell) -> None:
                 if command and not command.startswith("#"):
                     shell.type(command)
         elif block.language == "console":
-            shell.await_roles()
+            shell.await_ready()
             for command, shown in conversation(block.text):
                 prints(shell, command, shown)
 

@@ -86,7 +86,7 @@ def test_commands_are_there(path: Path) -> None:
         if group.typer_instance
     }
     for first, second in re.findall(
-        r"\bflowpilot (?:-{1,2}[\w-]+ )*([a-z][a-z-]+)(?: ([a-z]+))?", path.read_text()
+        r"\bflowpilot (?:-{1,2}[\w-]+ )*([a-z][a-z-]+)(?: ([a-z-]+))?", path.read_text()
     ):
         if first in groups:
             assert second in groups[first], (first, second)

@@ -60,6 +60,31 @@ def test_what_one_registers_others_read(log: Log) -> None:
     run(scenario())
 
 
+def test_a_registration_is_kept_across_versions_and_ends_with_a_deletion(log: Log) -> None:
+    topic = log.topic(compacted=True)
+
+    async def scenario() -> None:
+        store, fresh = definitions(log, topic), definitions(log, topic)
+        assert store.registration("onboarding") is None
+        await store.register(workflow())
+        first = store.registration("onboarding")
+        assert first is not None
+        await store.register(workflow("2"), move_pointer=True)
+        assert store.registration("onboarding") == first
+        await log.producer().send([Record(topic, pointer_key("onboarding"), None, 0)])
+        await store.refresh()
+        assert store.registration("onboarding") is None
+        await store.register(workflow("3"))
+        again = store.registration("onboarding")
+        assert again is not None
+        assert again.deleted is not None
+        assert first.at <= again.deleted <= again.at
+        await fresh.refresh()
+        assert fresh.registration("onboarding") == again
+
+    run(scenario())
+
+
 def test_registering_again_changes_nothing(log: Log) -> None:
     topic = log.topic(compacted=True)
 

@@ -154,6 +154,28 @@ def test_bounds(log: Log) -> None:
     run(scenario())
 
 
+def test_the_offset_at_a_time(log: Log) -> None:
+    topic = log.topic(2)
+
+    async def scenario() -> None:
+        producer, reader = log.producer(), log.reader()
+        assert await reader.offset_at(topic, 0, 0) == 0
+        times = []
+        for value in (b"0", b"1", b"2"):
+            await producer.send([Record(topic, None, value, 0)])
+            _, end = await reader.bounds(topic, 0)
+            times.append((await reader.read(topic, 0, end - 1, end))[0].timestamp)
+            await eventually_async(lambda: time.time() * 1000 > times[-1] + 1)  # so that the times differ
+        assert [await reader.offset_at(topic, 0, at) for at in times] == [0, 1, 2]
+        assert [await reader.offset_at(topic, 0, at + 1) for at in times] == [1, 2, 3]
+        assert await reader.offset_at(topic, 0, -86_400_000) == 0
+        assert await reader.offset_at(topic, 1, times[0]) == 0
+        with pytest.raises(LogUnavailable):
+            await reader.offset_at("no-such-topic", 0, 0)
+
+    run(scenario())
+
+
 def test_ranges(log: Log) -> None:
     topic = log.topic(2)
 

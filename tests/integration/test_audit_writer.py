@@ -74,6 +74,7 @@ class World(AuditWorld):
         self.log.create_topic(TOPICS.history, PARTITIONS)
         self.log.create_topic(TOPICS.dead_letters, PARTITIONS)
         self.log.create_topic(TOPICS.definitions, 1, compacted=True)
+        self.log.create_topic(TOPICS.fates, 1)
 
     async def produce(self, records: Iterable[Record]) -> None:
         await self.log.producer().send(list(records))

@@ -19,11 +19,14 @@ from flowpilot.adapters.kafka.config import consumer_properties, producer_proper
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
-from flowpilot.ports.log import Delivery, Record, TopicPartition
+from flowpilot.ports.log import Delivery, Record
+from flowpilot.router import backfill
+from flowpilot.router.positions import Positions
 from flowpilot.router.router import Router
 from flowpilot.settings import Settings
 from flowpilot_schemas.definition import StepDefinition, TriggerDefinition, WorkflowDefinition
 from flowpilot_schemas.ids import keyed_execution_id, record_execution_id
+from flowpilot_schemas.triggers import PositionKey
 from tests.waiting import eventually_async
 
 pytestmark = pytest.mark.integration
@@ -63,6 +66,10 @@ class World:
     async def starts(self) -> list[dict[str, Any]]:
         return await self.read(self.topics.events, self.settings.event_partitions)
 
+    async def inputs(self, workflow: str) -> set[Any]:
+        """What was started of it."""
+        return {start["input"] for start in await self.starts() if start["workflow"] == workflow}
+
     async def letters(self) -> list[dict[str, Any]]:
         return await self.read(self.topics.dead_letters, self.settings.event_partitions)
 
@@ -84,13 +91,13 @@ class World:
 
         await eventually_async(gone, 60)
 
-    async def committed(self, topic: str, partitions: int = 2) -> int:
-        asked = KafkaConsumer(consumer_properties(self.settings, self.topics.router_group), [topic])
-        try:
-            found = await asked.committed([TopicPartition(topic, number) for number in range(partitions)])
-        finally:
-            await asked.close()
-        return sum(offset or 0 for offset in found.values())
+    async def served(self, workflow: str, topic: str, partitions: int = 2) -> int:
+        """How many records of `topic` the committed positions of the workflow say are served."""
+        positions = Positions(self.producer, self.reader, self.topics.positions)
+        await positions.refresh()
+        topic_id = (await self.catalog.topic_ids([topic]))[topic]
+        keys = [PositionKey(workflow, topic, number, topic_id) for number in range(partitions)]
+        return sum(found.next_offset for key in keys if (found := positions.get(key)) is not None)
 
     def router(self, producer: Any = None, commit_interval: float = 0.1) -> Router:
         def consumer(topics: Sequence[str], **handlers: Any) -> KafkaConsumer:
@@ -101,6 +108,7 @@ class World:
             self.settings.limits,
             consumer=consumer,
             producer=producer or self.producer,
+            reader=self.reader,
             definitions=LogDefinitions(self.producer, self.reader, self.topics.definitions),
             catalog=self.catalog,
             interval=0.1,
@@ -135,9 +143,9 @@ def world(kafka_settings: Settings, name: str) -> Iterator[World]:
     made.reader.close()
 
 
-def workflow(name: str, topic: str, unique_by: str | None = None) -> WorkflowDefinition:
+def workflow(name: str, topic: str, unique_by: str | None = None, **trigger_options: Any) -> WorkflowDefinition:
     step = StepDefinition(name="only", queue=name)
-    trigger = TriggerDefinition(topic=topic, unique_by=unique_by)
+    trigger = TriggerDefinition(topic=topic, unique_by=unique_by, **trigger_options)
     return WorkflowDefinition(name=name, version="1", triggers=(trigger,), steps=(step,))
 
 
@@ -162,19 +170,24 @@ def test_several_topics_and_workflows_with_their_dead_letters(world: World, name
         topic_id = (await world.catalog.topic_ids([name]))[name]
         assert record_execution_id("plain", topic_id, 0, 0) in ids
         assert {letter["reason"] for letter in await world.letters()} == {"not_utf8", "wrong_shape"}
-        assert await world.committed(name) == 32
+        assert await world.served("plain", name) == 32
 
     asyncio.run(test())
 
 
 class Stuck:
-    """Sends everything and never hears of it: the state of a process killed between the two."""
+    """Sends what `topic` gets and, `after` some, never hears of it: as in a process killed between the two."""
 
-    def __init__(self, to: KafkaProducer) -> None:
-        self._to, self.sent = to, asyncio.Event()
+    def __init__(self, to: KafkaProducer, topic: str, after: int = 0) -> None:
+        self._to, self._topic, self._after, self.sent = to, topic, after, asyncio.Event()
 
     async def send(self, records: Sequence[Record]) -> list[Delivery]:
-        await self._to.send(records)
+        deliveries = await self._to.send(records)
+        if all(record.topic != self._topic for record in records):
+            return deliveries
+        self._after -= 1
+        if self._after >= 0:
+            return deliveries
         self.sent.set()
         await asyncio.Event().wait()
         raise AssertionError
@@ -185,20 +198,20 @@ def test_a_crash_between_send_and_commit_starts_nothing_new(world: World, name: 
         world.create(name)
         await world.definitions.register(workflow("plain", name))
         await world.publish(name, *range(20))
-        stuck = Stuck(world.producer)
+        stuck = Stuck(world.producer, world.topics.events)
         task = asyncio.create_task(world.router(stuck).run())
         await asyncio.wait_for(stuck.sent.wait(), 20)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         before = {start["execution"] for start in await world.starts()}
         assert before
-        assert await world.committed(name) == 0
+        assert await world.served("plain", name) == 0
         async with world.running():
             await world.await_starts(20 + len(before))
         after = [start["execution"] for start in await world.starts()]
         assert len(set(after)) == 20
         assert before < set(after) or before == set(after)
-        assert await world.committed(name) == 20
+        assert await world.served("plain", name) == 20
 
     asyncio.run(test())
 
@@ -215,7 +228,7 @@ def test_a_hand_over_commits_what_was_acknowledged(world: World, name: str) -> N
                 await world.await_starts(40)
         found = [start["execution"] for start in await world.starts()]
         assert len(set(found)) == 40 == len(found)
-        assert await world.committed(name) == 40
+        assert await world.served("plain", name) == 40
 
     asyncio.run(test())
 
@@ -234,5 +247,61 @@ def test_a_topic_made_again_under_its_name_starts_other_executions(world: World,
         async with world.running():
             await world.await_starts(4)
         assert len({start["execution"] for start in await world.starts()}) == 4
+
+    asyncio.run(test())
+
+
+def test_a_workflow_goes_back_while_others_live_on_and_a_router_is_killed(
+    world: World, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill, "SLICE", 25)
+
+    async def test() -> None:
+        world.create(name)
+        await world.definitions.register(workflow("first", name))
+        await world.publish(name, *range(400))
+        async with world.running():
+            await world.await_starts(400)
+        await world.definitions.register(workflow("second", name, start="earliest", where="data % 2 == 0"))
+        stuck = Stuck(world.producer, world.topics.events, after=5)
+        task = asyncio.create_task(world.router(stuck, commit_interval=0.0).run())
+        await asyncio.wait_for(stuck.sent.wait(), 60)
+        done = await world.served("second", name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert 0 < done < 400
+        async with world.running(), world.running():
+            await world.publish(name, *range(400, 420))
+
+            async def all_there() -> bool:
+                return len(await world.inputs("second")) == 210 and len(await world.inputs("first")) == 420
+
+            await eventually_async(all_there, 60)
+        assert await world.inputs("first") == set(range(420))
+        assert await world.inputs("second") == set(range(0, 420, 2))
+        assert await world.served("second", name) == await world.served("first", name) == 420
+        filtered = [part for each in await world.read(world.topics.fates, 1) for part in each["filtered"]]
+        ranges = [tuple(each) for part in filtered for each in part["ranges"]]
+        assert {(part["workflow"], part["reason"]) for part in filtered} == {("second", "where")}
+        assert sum(last - first + 1 for first, last in ranges) >= 210
+
+    asyncio.run(test())
+
+
+def test_a_position_outlives_the_groups_own(world: World, name: str) -> None:
+    """As after a week in which no router ran: Kafka has forgotten the group's offsets."""
+
+    async def test() -> None:
+        world.create(name)
+        await world.definitions.register(workflow("plain", name, start="earliest"))
+        await world.publish(name, *range(10))
+        async with world.running():
+            await world.await_starts(10)
+        [deleted] = world.admin.delete_consumer_groups([world.topics.router_group]).values()
+        deleted.result(10)
+        async with world.running():
+            await world.publish(name, 10)
+            await world.await_starts(11)
+        assert len(await world.starts()) == 11
 
     asyncio.run(test())

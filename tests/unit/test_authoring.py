@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import pytest
@@ -401,3 +401,30 @@ def test_every_name_of_the_package_is_there_and_no_other() -> None:
     assert {name for name in flowpilot.__all__ if getattr(flowpilot, name, None) is None} == set()
     with pytest.raises(AttributeError, match="no attribute 'Agent'"):
         _ = flowpilot.Agent
+
+
+@pytest.mark.parametrize(
+    ("where", "problem"),
+    [
+        ("data.amount >", "line 1, column"),
+        ("amount > 100", "no variable 'amount'"),
+        ("frob(data.amount)", "no function frob"),
+        ("data.items.map(i, i) == []", "map"),
+        ("data.a.exists(x, x) && data.b.exists(x, x)", "more than one"),
+        ('data.name.matches("[")', "regular expression"),
+        ("(" * 200 + "true" + ")" * 200, "nested too deeply"),
+    ],
+)
+def test_a_where_is_checked_where_the_workflow_is_declared(where: str, problem: str) -> None:
+    with pytest.raises(DefinitionError, match="workflow 'billing'") as raised:
+        Workflow("billing", version="1", triggers=[on_topic("payments", where=where)])
+    assert "topic 'payments'" in str(raised.value)
+    assert problem in str(raised.value)
+
+
+def test_a_trigger_says_what_was_declared() -> None:
+    trigger = on_topic("payments", where="data.amount > 100", start=datetime(2026, 1, 31, 1, tzinfo=UTC))
+    workflow = Workflow("billing", version="1", triggers=[trigger])
+    workflow.add_step(lambda: None, name="only")
+    [defined] = workflow.definition.triggers
+    assert (defined.where, defined.start) == ("data.amount > 100", "2026-01-31T01:00:00.000Z")

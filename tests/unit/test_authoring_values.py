@@ -7,7 +7,7 @@ import enum
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -87,6 +87,26 @@ def test_what_handlers_raise() -> None:
 def test_on_topic_refuses_what_it_cannot_use(topic: str, path: str | None) -> None:
     with pytest.raises(ValueError, match="on_topic"):
         on_topic(topic, unique_by=path)
+
+
+@pytest.mark.parametrize("start", ["latest", "", "2026-01-31", "2026-01-31T00:00:00", datetime(2026, 1, 31), 17])
+def test_on_topic_refuses_a_start_that_is_no_moment(start: Any) -> None:
+    with pytest.raises(ValueError, match="registration") as raised:
+        on_topic("t", start=start)
+    assert "on_topic('t'" in str(raised.value)
+
+
+@pytest.mark.parametrize("where", ["", "x" * 1_001, 17])
+def test_on_topic_refuses_a_where_that_is_no_expression(where: Any) -> None:
+    with pytest.raises(ValueError, match="CEL"):
+        on_topic("t", where=where)
+
+
+def test_a_start_is_a_moment_in_utc() -> None:
+    assert on_topic("t").start == "registration"
+    assert on_topic("t", start="earliest").start_at is None
+    assert on_topic("t", start="2026-01-31T02:00:00+02:00").start == "2026-01-31T00:00:00.000Z"
+    assert on_topic("t", start=datetime(1969, 12, 31, tzinfo=UTC)).start_at == -86_400_000
 
 
 FITTING: list[tuple[Any, Any]] = [

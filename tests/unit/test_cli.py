@@ -85,6 +85,7 @@ HELPS = [
     *(("workflow", name) for name in ("apply", "list", "show", "delete", "validate")),
     *(("dead-letter", name) for name in ("list", "show")),
     *(("execution", name) for name in ("start", "list", "show", "cancel", "verify")),
+    *(("trigger", name) for name in ("fate", "dry-run")),
 ]
 
 
@@ -264,6 +265,9 @@ def test_postgresql_that_is_not_there() -> None:
         (("execution", "list", "--status", "done"), "running"),
         (("execution", "list", "--limit", "0"), "limit"),
         (("execution", "cancel", "an-id"), "--reason"),
+        (("trigger", "fate", "orders", "0", "-1"), "OFFSET"),
+        (("trigger", "fate", "orders", "one", "0"), "PARTITION"),
+        (("trigger", "dry-run", "orders", "--header", "ce_id"), "NAME=VALUE"),
         (("workflow", "delete", "w"), "workflow delete w --yes"),
         (("dead-letter", "show", "not-a-place/x/1"), "TOPIC/PARTITION/OFFSET"),
         (("dead-letter", "list", "--since", "yesterday"), "15m"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from flowpilot_schemas.codec import BadRecord, canonical, content_hash, decode_object, parse
-from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.definition import TriggerDefinition, WorkflowDefinition
 from flowpilot_schemas.limits import MAX_STEPS
 
 
@@ -99,3 +100,14 @@ def test_width_has_a_bound() -> None:
 def test_a_newer_definition_is_not_half_understood() -> None:
     with pytest.raises(BadRecord, match="future_version"):
         parse(WorkflowDefinition, {**content(), "v": 2})
+
+
+def test_a_trigger_without_where_and_start_keeps_its_bytes() -> None:
+    """So that a definition keeps the hash that it had before triggers knew them."""
+    plain = TriggerDefinition(topic="orders", unique_by="id")
+    assert plain.model_dump(mode="json") == {"topic": "orders", "unique_by": "id"}
+    told = {"topic": "orders", "unique_by": None, "where": "data.n > 1", "start": "2026-01-31T00:00:00.000Z"}
+    assert TriggerDefinition.model_validate(told).model_dump(mode="json") == told
+    for start in ("latest", "2026-01-31", "2026-01-31T00:00:00Z"):
+        with pytest.raises(ValidationError):
+            TriggerDefinition(topic="orders", start=start)

@@ -10,7 +10,7 @@ import pytest
 
 from flowpilot.core.inputs import MAX_DEPTH, is_deeper
 from flowpilot.ports.log import Fetched
-from flowpilot.router.routing import Routes, key_of, route, routes
+from flowpilot.router.routing import Omitted, Routes, key_of, route, routes
 from flowpilot_schemas.codec import BadRecord, decode, encode, encode_message
 from flowpilot_schemas.definition import StepDefinition, TriggerDefinition, WorkflowDefinition
 from flowpilot_schemas.ids import keyed_execution_id, record_execution_id
@@ -131,8 +131,49 @@ def test_flowpilots_own_topics_trigger_nothing(topic: str) -> None:
 
 
 def test_a_tombstone_starts_nothing() -> None:
-    assert route(known(ONBOARDING), record(None), "t") == []
-    assert route(known(ONBOARDING), record(None, TOPICS.triggers), "t") == []
+    assert route(known(ONBOARDING), record(None), "t") == [Omitted("onboarding", "tombstone")]
+    assert route(known(ONBOARDING), record(None, TOPICS.triggers), "t") == [Omitted(None, "tombstone")]
+    assert route(known(), record(None), "t") == []
+
+
+def test_a_where_chooses_among_the_workflows_of_a_topic() -> None:
+    where = known(
+        workflow("all", topic="patients"),
+        workflow("grown-ups", topic="patients", where="data.age >= 18"),
+        workflow("unusable", topic="patients", where="data.age >="),
+    )
+    outcomes = route(where, record(b'{"age": 17}'), "t")
+    assert [type(outcome).__name__ for outcome in outcomes] == ["StartExecution", "Omitted", "DeadLetter"]
+    assert outcomes[1] == Omitted("grown-ups", "where")
+    _, adult, _ = route(where, record(b'{"age": 18}'), "t")
+    assert isinstance(adult, StartExecution)
+    assert route(where, record(b"{}"), "t", {"grown-ups"}) == [Omitted("grown-ups", "where")]
+    _, unsure, unusable = route(where, record(b'{"age": "18"}'), "t")
+    assert isinstance(unsure, DeadLetter)
+    assert isinstance(unusable, DeadLetter)
+    assert (unsure.reason, unsure.workflow) == ("where_failed", "grown-ups")
+    assert (unusable.reason, unusable.workflow) == ("where_failed", "unusable")
+
+
+def test_what_is_older_than_the_start_is_left_out_whatever_it_is() -> None:
+    where = known(
+        workflow("since", topic="patients", start="2023-11-14T22:13:20.001Z"),
+        workflow("just", topic="patients", start="2023-11-14T22:13:20.000Z"),
+    )
+    since, just = route(where, record(b"{}"), "t")
+    assert since == Omitted("since", "before_start")
+    assert isinstance(just, StartExecution)
+    assert [type(each).__name__ for each in route(where, record(b"{"), "t")] == ["Omitted", "DeadLetter"]
+
+
+def test_two_triggers_of_one_workflow_on_a_topic_are_asked_each() -> None:
+    paid = TriggerDefinition(topic="orders", where='data.kind == "paid"', unique_by="order")
+    sent = TriggerDefinition(topic="orders", where='data.kind == "sent"', unique_by="parcel")
+    both = workflow("both").model_copy(update={"triggers": (paid, sent)})
+    outcomes = route(known(both), record(b'{"kind": "sent", "parcel": "x"}', "orders"), "t")
+    assert outcomes[0] == Omitted("both", "where")
+    assert isinstance(outcomes[1], StartExecution)
+    assert outcomes[1].key == "x"
 
 
 def test_a_trigger_names_its_workflow() -> None:

@@ -42,6 +42,10 @@ class KafkaReader:
         """See the port."""
         return await self._run(lambda: self._bounds(topic, partition))
 
+    async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        """See the port."""
+        return await self._run(lambda: self._offset_at(topic, partition, timestamp))
+
     async def read(self, topic: str, partition: int, start: int, end: int) -> list[Fetched]:
         """See the port."""
         if start >= end:
@@ -81,6 +85,15 @@ class KafkaReader:
                 raise LogUnavailable(f"{topic}/{partition} did not answer within {self._timeout} s")
             low, high = bounds
             return low, high
+
+    def _offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        # The end first: a record that is written between the two questions must not be stepped over.
+        _, end = self._bounds(topic, partition)
+        asked = ConfluentPartition(topic, partition, max(timestamp, 0))
+        [found] = self._consumer.offsets_for_times([asked], timeout=self._timeout)
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return found.offset if found.offset >= 0 else end
 
     def _read(self, topic: str, partition: int, start: int, end: int) -> list[Fetched]:
         low, high = self._bounds(topic, partition)

@@ -197,6 +197,13 @@ class MemoryReader:
         await _next_turn()
         return self._log.bounds(topic, partition)
 
+    async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        """See the port."""
+        await _next_turn()
+        low, end = self._log.bounds(topic, partition)
+        found = self._log.fetch(TopicPartition(topic, partition), low, end - low)
+        return next((record.offset for record in found if record.timestamp >= timestamp), end)
+
     async def read(self, topic: str, partition: int, start: int, end: int) -> list[Fetched]:
         """See the port."""
         await _next_turn()

@@ -87,6 +87,7 @@ _ELEMENTS: dict[str, Callable[[Iterable[Any]], str]] = {
     "integer": _numbers,
     "text": _texts,
     "timestamptz": _texts,
+    "int8multirange": _texts,
     "jsonb": _jsons,
     "bytea": _bytes,
 }

@@ -1,7 +1,8 @@
 """The tables of the audit record.
 
 `workflow`, `step`, `step_dependency` mirror the definitions topic; `workflow_execution` and `task_execution`
-hold where each execution stands; `audit_event` holds every history event, byte by byte, and is append only.
+hold where each execution stands; `audit_event` holds every history event, byte by byte, and is append only;
+`trigger_fate` holds the trigger records that started nothing.
 All are written by the audit writer alone. Relationships raise if they were not loaded on purpose, so that a
 list can never run one query a row. jsonb holds what queries need; NUL characters, which PostgreSQL cannot
 store, stand there as U+2400. The exact bytes are in `audit_event.body`.
@@ -27,7 +28,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import INT8MULTIRANGE, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 Json = Any
@@ -138,6 +139,11 @@ class WorkflowExecution(Base):
         Index("uq_workflow_execution_stub", "execution_id", unique=True, postgresql_where=text("run IS NULL")),
         Index("ix_workflow_execution_status_id", "status", "id"),
         Index("ix_workflow_execution_workflow_name_id", "workflow_name", "id"),
+        Index(
+            "ix_workflow_execution_origin",
+            *("origin_topic", "origin_partition", "origin_offset"),
+            postgresql_where=text("origin_topic IS NOT NULL"),
+        ),
         Index("ix_workflow_execution_key", "key", postgresql_where=text("key IS NOT NULL")),
         Index(
             "ix_workflow_execution_parent",
@@ -277,6 +283,29 @@ class DeadLetterRow(Base):
     sha256: Mapped[str]
     truncated: Mapped[bool]
     reported_at: Mapped[datetime]
+
+
+class TriggerFate(Base):
+    """Trigger records that started nothing: filtered ones as ranges, one row a commit of the router, workflow and
+    reason; and each that met an execution (`duplicate`, `key_conflict`), with the history event that says so."""
+
+    __tablename__ = "trigger_fate"
+    __table_args__ = (
+        UniqueConstraint("execution_id", "run", "seq", name="uq_trigger_fate_event"),
+        Index("ix_trigger_fate_offsets", "offsets", postgresql_using="gist"),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    topic: Mapped[str] = mapped_column(Identifier)
+    topic_id: Mapped[str]
+    partition: Mapped[int] = mapped_column(Integer)
+    offsets: Mapped[Any] = mapped_column(INT8MULTIRANGE)
+    workflow: Mapped[str | None] = mapped_column(Identifier)
+    fate: Mapped[str] = mapped_column(Identifier)
+    reason: Mapped[str | None] = mapped_column(Identifier)
+    execution_id: Mapped[str | None] = mapped_column(Identifier)
+    run: Mapped[int | None]
+    seq: Mapped[int | None]
 
 
 class AuditDivergence(Base):

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 from sqlalchemy import Engine, Select, func, select
 from sqlalchemy.orm import Session, aliased, defer, joinedload, selectinload
 
+from flowpilot.adapters.postgres.fates import Fate, fates_of
 from flowpilot.adapters.postgres.models import AuditDivergence, AuditEvent, TaskExecution, WorkflowExecution
 from flowpilot.core.status import StepStatus
 
@@ -149,6 +150,11 @@ class AuditQueries:
         """What should not be, the oldest first; empty in a sound audit."""
         with self._session() as session:
             return session.scalars(select(AuditDivergence).order_by(AuditDivergence.id).limit(limit)).all()
+
+    def fates(self, topic: str, partition: int, offset: int) -> list[Fate]:
+        """What became of a trigger record, workflow by workflow; empty if nothing is known of it (yet)."""
+        with self._session() as session:
+            return fates_of(session, topic, partition, offset)
 
     def _session(self) -> Session:
         return Session(self._engine, expire_on_commit=False)

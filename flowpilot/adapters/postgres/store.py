@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from flowpilot.adapters.postgres.bulk import EVENT_TYPES, identifiers, literal, run, source
 from flowpilot.adapters.postgres.definitions import apply_definitions
 from flowpilot.adapters.postgres.engine import connect
+from flowpilot.adapters.postgres.fates import insert_fates
 from flowpilot.adapters.postgres.models import AuditDivergence, DeadLetterRow
 from flowpilot.adapters.postgres.rows import known_runs, write_rows
 from flowpilot.ports.audit import (
@@ -30,6 +31,7 @@ from flowpilot.ports.audit import (
     Outrun,
     Position,
     Project,
+    Repeat,
     RunKey,
     StoreUnavailable,
     StoreUnusable,
@@ -148,6 +150,7 @@ def _places(partitions: Sequence[TopicPartition]) -> tuple[str, str]:
 def _write(connection: Connection, batch: Batch, project: Project) -> None:
     _advance(connection, sorted(batch.advances))
     divergences = batch.divergences
+    repeats: Sequence[Repeat] = ()
     session = Session(connection)
     if batch.definitions:
         apply_definitions(session, batch.definitions)
@@ -158,6 +161,9 @@ def _write(connection: Connection, batch: Batch, project: Project) -> None:
         if _append(connection, batch.events) < len(batch.events):
             divergences += _conflicts(connection, batch.events)
         write_rows(connection, changes, known)
+        repeats = changes.repeats
+    if batch.filtered or repeats:
+        insert_fates(connection, batch.filtered, repeats)
     if batch.letters:
         _insert_letters(session, batch.letters)
     if divergences:

@@ -1,0 +1,108 @@
+"""One partition as a router reads it: the live cursor, and each workflow's own position.
+
+A workflow whose position is the cursor is live: it is served from what the group delivers. One that is behind
+(new on the topic, or left behind by a crash) is served from slices read beside it, until it has caught up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from flowpilot.ports.log import Fetched, Record, TopicPartition
+from flowpilot.router.fates import Omissions
+from flowpilot.router.routing import Omitted, Routes, route
+from flowpilot_schemas.codec import encode_message
+from flowpilot_schemas.definition import TriggerDefinition
+from flowpilot_schemas.messages import DeadLetter, StartExecution
+from flowpilot_schemas.triggers import PositionKey, TriggerPosition
+
+
+@dataclass(slots=True)
+class Reading:
+    """`next`: by workflow, the first offset whose fate is not decided for it; `registered`: of which
+    registration (broker time in ms). `saved` is what the log has of both, `committed` what the group has."""
+
+    partition: TopicPartition
+    topic_id: str
+    cursor: int = 0
+    next: dict[str, int] = field(default_factory=dict)
+    registered: dict[str, int] = field(default_factory=dict)
+    saved: dict[str, TriggerPosition] = field(default_factory=dict)
+    committed: int | None = None
+    omissions: Omissions = field(default_factory=Omissions)
+    caught_up_at: float = 0.0
+
+    def key(self, workflow: str) -> PositionKey:
+        """The key of a workflow's position."""
+        return PositionKey(workflow, *self.partition, self.topic_id)
+
+    def readers(self, where: Routes) -> dict[str, list[TriggerDefinition]]:
+        """The workflows that read the topic."""
+        return where.readers.get(self.partition.topic, {})
+
+    def behind(self, where: Routes) -> list[str]:
+        """Those that are not at the cursor yet."""
+        return [name for name in self.readers(where) if self.next.get(name, self.cursor) < self.cursor]
+
+    def keep_only(self, readers: Collection[str]) -> None:
+        """Forget the workflows that read the topic no more; their positions stay in the log."""
+        for name in [name for name in self.next if name not in readers]:
+            for kept in (self.next, self.registered, self.saved):
+                kept.pop(name, None)
+
+    def omissions_as(self, topic: str) -> Record:
+        """What was left out, as a record of `topic`."""
+        message = self.omissions.message(*self.partition, self.topic_id)
+        return Record(topic, f"{self.partition.topic}/{self.partition.partition}".encode(), encode_message(message))
+
+    def unsaved(self) -> dict[str, TriggerPosition]:
+        """The positions that the log does not have."""
+        found = {}
+        for name, offset in self.next.items():
+            saved, registered = self.saved.get(name), self.registered[name]
+            if saved is None or (saved.next_offset, saved.registered) != (offset, registered):
+                found[name] = TriggerPosition(next_offset=offset, registered=registered)
+        return found
+
+
+class Served(NamedTuple):
+    """What a run of records up to `end` means for `workflows`; nothing is changed before `done`."""
+
+    reading: Reading
+    workflows: Collection[str]
+    end: int
+    outcomes: list[tuple[Fetched, StartExecution | DeadLetter]]
+    omitted: list[tuple[Omitted, int]]
+
+    def done(self) -> None:
+        """The outcomes are acknowledged: the positions move."""
+        reading = self.reading
+        for omitted, offset in self.omitted:
+            reading.omissions.add(omitted, offset, offset)
+        for name in self.workflows:
+            reading.next[name] = max(reading.next[name], self.end)
+
+
+def serve(
+    where: Routes, reading: Reading, workflows: Collection[str], records: Iterable[Fetched], end: int
+) -> Served:
+    """Route records before `end` to those of the topic's readers in `workflows` that had not come so far yet."""
+    served = Served(reading, workflows, end, [], [])
+    if not workflows:
+        return served
+    all_of_them = len(workflows) == len(reading.readers(where))
+    settled = max(reading.next[name] for name in workflows)
+    for record in records:
+        only = None
+        if record.offset < settled or not all_of_them:
+            only = {name for name in workflows if reading.next[name] <= record.offset}
+            if not only:
+                continue
+        for outcome in route(where, record, reading.topic_id, only):
+            if isinstance(outcome, Omitted):
+                served.omitted.append((outcome, record.offset))
+            else:
+                served.outcomes.append((record, outcome))
+    return served

@@ -1,0 +1,113 @@
+"""Records of systems that know nothing of FlowPilot, and what can be asked about each of them afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowpilot.adapters.postgres.engine import connect
+from flowpilot.adapters.postgres.queries import AuditQueries
+from flowpilot.cli.failures import Exit
+from flowpilot_schemas.ids import event_execution_id
+from tests.acceptance.running import PATIENCE, Place, RunningSystem
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.acceptance
+
+FLOWS = """
+from flowpilot import Workflow, on_topic
+
+ledger = Workflow("ledger", version="1", triggers=[on_topic("{topic}", start="earliest")])
+large = Workflow(
+    "large",
+    version="1",
+    triggers=[on_topic("{topic}", unique_by="order", where='data.sum > 100 && event.type == "paid"')],
+)
+
+
+@ledger.step(queue="nobody")
+def note() -> None: ...
+
+
+@large.step(queue="nobody")
+def ring() -> None: ...
+"""
+EVENT = {"specversion": "1.0", "source": "/shop", "type": "paid"}
+
+
+def structured(id: str, **data: Any) -> bytes:
+    return json.dumps({**EVENT, "id": id, "data": data}).encode()
+
+
+def dry_run(system: RunningSystem, topic: str, record: bytes, *options: str, code: Exit = Exit.OK) -> Any:
+    process = system.cli_process("trigger", "dry-run", topic, *options, "-o", "json")
+    out, err = process.communicate(record.decode(), timeout=PATIENCE)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    return json.loads(out) if out else err
+
+
+def test_each_record_has_a_fate_that_can_be_asked_for_and_foretold(system: RunningSystem, tmp_path: Path) -> None:
+    topic = f"{system.namespace}-payments"
+    module = tmp_path / "payments.py"
+    module.write_text(FLOWS.format(topic=topic))
+    system.create_topic(topic)
+    [old] = system.publish_all(topic, [structured("e-0", order="o-0", sum=500)], partition=0)
+    system.cli("workflow", "apply", f"{module}:ledger")
+    system.cli("workflow", "apply", f"{module}:large")
+    headers = {f"ce_{name}": value.encode() for name, value in EVENT.items()}
+    values: list[bytes | None] = [
+        structured("e-1", order="o-1", sum=500),
+        structured("e-1", order="o-1", sum=500),
+        structured("e-2", order="o-1", sum=501),
+        structured("e-3", order="o-2", sum=5),
+        structured("e-4", order="o-3", sum="500"),
+        b"{",
+        None,
+    ]
+    first, again, conflict, small, unsure, broken, empty = system.publish_all(topic, values, partition=0)
+    [binary] = system.publish_all(
+        topic, [b'{"order": "o-4", "sum": 101}'], partition=0, headers={**headers, "ce_id": b"e-5"}
+    )
+
+    engine = connect(system.services.database_url)
+    queries = AuditQueries(engine)
+
+    def fates(place: Place) -> dict[str | None, str]:
+        """By workflow, once both are known."""
+
+        def known() -> dict[str | None, str]:
+            found = {each.workflow: each.reason or each.fate for each in queries.fates(*place)}
+            return found if len(found) == 2 or None in found else {}
+
+        return eventually(known, PATIENCE, what=f"the fates of {place}")
+
+    # The one that goes back to the beginning was given a record that the other never saw.
+    assert fates(old) == {"ledger": "started", "large": "before_start"}
+    assert fates(first) == {"ledger": "started", "large": "started"}
+    assert fates(again) == {"ledger": "duplicate", "large": "duplicate"}
+    assert fates(conflict) == {"ledger": "started", "large": "key_conflict"}
+    assert fates(small) == {"ledger": "started", "large": "where"}
+    assert fates(unsure) == {"ledger": "started", "large": "where_failed"}
+    assert fates(broken) == {None: "not_json"}
+    assert fates(empty) == {"ledger": "tombstone", "large": "tombstone"}
+    assert fates(binary) == {"ledger": "started", "large": "started"}
+
+    engine.dispose()
+
+    listed = system.cli("trigger", "fate", *map(str, binary)).stdout
+    assert event_execution_id("ledger", "/shop", "e-5") in listed
+    missing = system.cli("trigger", "fate", topic, "0", "4711", code=Exit.NOT_FOUND)
+    assert "dry-run" in missing.stderr
+    assert (missing.stdout, missing.stderr.count("\n")) == ("", 1)
+
+    options = [f"-Hce_{name}={value}" for name, value in {**EVENT, "id": "e-9"}.items()]
+    large, ledger = dry_run(system, topic, b'{"order": "o-9", "sum": 500}', *options)
+    assert (ledger["workflow"], ledger["execution"]) == ("ledger", event_execution_id("ledger", "/shop", "e-9"))
+    assert (large["workflow"], large["outcome"], large["key"]) == ("large", "start", "o-9")
+    [letter] = dry_run(system, topic, b"{", code=Exit.ERROR)
+    assert (letter["outcome"], letter["reason"]) == ("dead_letter", "not_json")
+    assert "no registered workflow reads" in dry_run(system, "no-such-topic", b"1", code=Exit.NOT_FOUND)
