@@ -97,11 +97,19 @@ class _Server(uvicorn.Server):
 
 
 def _listening(host: str, port: int) -> socket.socket:
+    listener: socket.socket | None = None
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=2_048)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Named TCP, or asyncio would not switch Nagle's delay off: 40 ms an answer.
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2_048)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise CannotListen(host, port, error.strerror or str(error)) from None
+    return listener
 
 
 def _address(listener: socket.socket) -> str:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from flowpilot.api.access import OpenToAll, is_this_machine, owner
-from flowpilot.api.server import CannotListen, run_api
+from flowpilot.api.server import CannotListen, _listening, run_api
 from flowpilot.settings import Settings, SettingsError, explain_settings, load_settings
 from tests.unit.api_world import PATIENT, STARTS, Api, problem
 from tests.unit.client_world import World, run
@@ -129,3 +129,13 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
     nowhere = Settings(_env_file=None, api_host="nowhere.invalid", api_tokens={"a": "x"})
     with pytest.raises(CannotListen, match=r"nowhere\.invalid"):
         asyncio.run(run_api(nowhere))
+
+
+def test_answers_are_not_held_back() -> None:
+    """asyncio switches Nagle's delay off where a socket says that it is TCP: 40 ms an answer, if not."""
+    with _listening("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+        with socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.proto == socket.IPPROTO_TCP
