@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch demo test check format bench kill-loop clean
+.PHONY: help setup fetch demo test check format bench scale kill-loop clean
 
 help:
 	@echo 'Examples'
@@ -23,6 +23,7 @@ help:
 	@echo '  check      ruff, mypy, import rules'
 	@echo '  format     let ruff format the code'
 	@echo '  bench      measure throughput and latency (ARGS=… goes to the benchmark)'
+	@echo '  scale      let workers and engines join and leave under load (ARGS=… goes to the run)'
 	@echo '  kill-loop  kill every role again and again under load (ARGS=… goes to the loop)'
 	@echo '  clean      remove .venv, caches and the local services'"'"' data'
 
@@ -52,6 +53,9 @@ format: setup
 
 bench: fetch
 	@$(BIN)/python -m benchmarks.w1 $(ARGS)
+
+scale: fetch
+	@$(BIN)/python -m tests.scaling $(ARGS)
 
 kill-loop: fetch
 	@$(BIN)/python -m tests.chaos.kill_loop $(ARGS)

@@ -108,8 +108,8 @@ class ExecutionExists(FlowPilotError):
 
 
 class RetryRefused(FlowPilotError):
-    """The engine makes no retry. `refusal`: results_gone, input_gone, in_progress, incident, completed,
-    never_began, other_version, too_many_retries or unknown_execution."""
+    """The engine makes no retry. `refusal`: results_gone, input_gone, input_too_large, in_progress, incident,
+    completed, never_began, other_version, too_many_retries or unknown_execution."""
 
     def __init__(self, execution: str, refusal: str, detail: str) -> None:
         self.execution, self.refusal = execution, refusal

@@ -179,8 +179,11 @@ class Supervisor:
             assert child.process is not None
             return child.process.pid
 
-    def stop(self, name: str) -> None:
-        """Stop a child and forget it: its stop signal, SIGKILL to its whole group after its grace."""
+    def stop(self, name: str) -> int | None:
+        """Stop a child and forget it: its stop signal, SIGKILL to its whole group after its grace.
+
+        Returns its exit status (negative: killed by that signal); None if it never ran.
+        """
         with self._changed:
             child = self._get(name)
             child.stopping, child.restart_at = True, None
@@ -204,6 +207,7 @@ class Supervisor:
             self._monitor.record()
         if interrupted is not None:
             raise interrupted
+        return child.last_exit
 
     def stop_all(self) -> None:
         """Stop every child, the last started first, and end the supervisor. May be called twice."""

@@ -15,6 +15,9 @@ from pathlib import Path
 from flowpilot.local.errors import LocalError
 from flowpilot.local.services import LocalServices
 
+# Seconds: longer than a role takes to leave, which for a worker is its handlers' grace and the last answers.
+ROLE_GRACE = 20.0
+
 _COMMAND = (sys.executable, "-m", "flowpilot.cli.main")
 
 
@@ -22,7 +25,7 @@ class LocalSystem:
     """Roles on `services`. `environment` is laid over the settings; `cwd` is where workflows are found.
 
     Each role is a static group member under its own name, so that one that died takes its partitions back
-    at once when the supervisor starts it again.
+    at once when the supervisor starts it again; or, not `static`, a dynamic one, whose leaving is noticed at once.
     """
 
     def __init__(
@@ -60,17 +63,16 @@ class LocalSystem:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         ready_timeout: float = 60,
-        grace: float = 10.0,
+        static: bool = True,
+        grace: float = ROLE_GRACE,
     ) -> int:
         """Start a role as child `name`; returns its pid once it said that it is ready.
 
-        `environment` is laid over that of all roles; `grace`: seconds from SIGTERM to SIGKILL.
+        `environment` is laid over that of all roles; `static`: its membership of its groups; `grace`: seconds from
+        SIGTERM to SIGKILL.
         """
-        env = {
-            **self.environment,
-            **(environment or {}),
-            "FLOWPILOT_MEMBER_ID": self.environment.get("FLOWPILOT_NAMESPACE", "") + name,
-        }
+        member = {"FLOWPILOT_MEMBER_ID": self.environment.get("FLOWPILOT_NAMESPACE", "") + name} if static else {}
+        env = {**self.environment, **(environment or {}), **member}
         log = self.supervisor.log_path(name)
         said_before = self.times_ready(name)
         return self.supervisor.start(

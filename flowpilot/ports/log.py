@@ -111,7 +111,7 @@ class Consumer(Protocol):
         ...
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
-        """Deliver nothing of these until `resume`."""
+        """Deliver nothing of these until `resume`, or until they are revoked."""
         ...
 
     def resume(self, partitions: Iterable[TopicPartition]) -> None:

@@ -69,6 +69,7 @@ class Intake:
         self._committing = asyncio.Lock()
         self._progress = asyncio.Event()
         self._draining = False
+        self._pausing = False
         self._closing = False
         self._consumer = make(group, [topic], on_assigned=self._on_assigned, on_revoked=self._on_revoked)
 
@@ -134,14 +135,15 @@ class Intake:
             await _set_within(self._has_room, _SHORTEST_COMMIT_INTERVAL)
         if not self._draining and self._has_room.is_set():
             return
-        paused = list(self._partitions)
-        self._consumer.pause(paused)
+        self._pausing = True  # also what is assigned meanwhile
+        self._consumer.pause(list(self._partitions))
         try:
             while self._draining or not self._has_room.is_set():
                 self._add(await self._consumer.poll(1, _POLL))
                 await self._commit_if_due()
         finally:
-            self._consumer.resume([tp for tp in paused if tp in self._partitions])
+            self._pausing = False
+            self._consumer.resume(list(self._partitions))
 
     async def commit(self) -> None:
         """Commit what is finished. Raises `LogUnavailable`."""
@@ -168,7 +170,7 @@ class Intake:
         ends = await asyncio.gather(*(self._end(tp) for tp in partitions))
         for tp, end in zip(partitions, ends, strict=True):
             self._partitions[tp] = AssignedPartition(tp, self._window, end)
-        if self._draining:
+        if self._pausing:
             self._consumer.pause(partitions)
 
     async def _end(self, tp: TopicPartition) -> int | None:

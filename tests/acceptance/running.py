@@ -222,15 +222,10 @@ class RunningSystem(LocalSystem):
 
 
 @contextmanager
-def running_system(
-    services: LocalServices,
-    folder: Path,
-    workflows: Sequence[str],
-    environment: Mapping[str, str],
-    *,
-    concurrency: int = 16,
+def prepared_system(
+    services: LocalServices, folder: Path, environment: Mapping[str, str]
 ) -> Iterator[RunningSystem]:
-    """A system with a namespace and a database of its own; at the end its audit has to be in order."""
+    """A system with a namespace and a database of its own, of which nothing runs yet."""
     settings = Settings(
         _env_file=None,
         bootstrap_servers=services.bootstrap_servers,
@@ -251,5 +246,19 @@ def running_system(
         stack.enter_context(own)
         system = RunningSystem(own, settings, folder, environment)
         stack.callback(system.close)
+        yield system
+
+
+@contextmanager
+def running_system(
+    services: LocalServices,
+    folder: Path,
+    workflows: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    concurrency: int = 16,
+) -> Iterator[RunningSystem]:
+    """`prepared_system` with every role started; at the end its audit has to be in order."""
+    with prepared_system(services, folder, environment) as system:
         system.start_roles(workflows, concurrency=concurrency)
         yield system

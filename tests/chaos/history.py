@@ -9,8 +9,9 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
 
 ENDS = {"ExecutionCompleted", "ExecutionFailed", "ExecutionCancelled"}
 
@@ -22,6 +23,15 @@ class Chain:
     events: dict[int, tuple[bytes, bytes, str]] = field(default_factory=dict)
 
 
+class StepDone(NamedTuple):
+    """A `StepCompleted`: when it was written (ms since the epoch), its partition, who ran the step since when."""
+
+    at: int
+    partition: int
+    worker_id: str
+    started_at: str
+
+
 class HistoryWatcher:
     """Reads a history topic from its beginning in a thread, and checks every record as it comes."""
 
@@ -30,6 +40,7 @@ class HistoryWatcher:
         self.keys: dict[str, str] = {}
         self.faults: list[str] = []
         self.ended: dict[tuple[str, int], str] = {}
+        self.steps: list[StepDone] = []
         self.repeated = 0
         self._arrivals: deque[float] = deque(maxlen=20_000)
         self._stop = threading.Event()
@@ -58,9 +69,10 @@ class HistoryWatcher:
         while not self._stop.is_set():
             for message in self._consumer.consume(500, 0.1):
                 if message.error() is None:
-                    self._take(message.value(), dict(message.headers() or []))
+                    self._take(message)
 
-    def _take(self, value: bytes, headers: dict[str, bytes]) -> None:
+    def _take(self, message: Message) -> None:
+        value, headers = message.value() or b"", dict(message.headers() or [])
         event = json.loads(value)
         run, seq, kind = (event["execution"], event["run"]), event["seq"], event["type"]
         before, after = headers["fp-prev"], headers["fp-hash"]
@@ -82,6 +94,9 @@ class HistoryWatcher:
         self._arrivals.append(time.monotonic())
         if kind == "ExecutionStarted":
             self.keys[event["key"]] = event["execution"]
+        if kind == "StepCompleted":
+            who, since = event.get("worker_id", ""), event.get("started_at", "")
+            self.steps.append(StepDone(message.timestamp()[1], message.partition(), who, since))
         if kind in ENDS:
             if run in self.ended:
                 self.faults.append(f"{run} seq {seq}: ended twice")

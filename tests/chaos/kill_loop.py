@@ -118,8 +118,8 @@ def kill(
     )
 
 
-def compare(watcher: HistoryWatcher, keys: set[str], database_url: str) -> list[str]:
-    """What the ledger, the history topic and PostgreSQL do not agree on."""
+def compare(watcher: HistoryWatcher, keys: set[str], database_url: str, *, steps_each: int = 3) -> list[str]:
+    """What the ledger, the history topic and PostgreSQL do not agree on; an execution has `steps_each` steps."""
     differences = list(watcher.faults)
     differences += [f"key {key} has no execution" for key in sorted(keys - watcher.keys.keys())]
     differences += [f"key {key} was never published" for key in sorted(watcher.keys.keys() - keys)]
@@ -140,7 +140,7 @@ def compare(watcher: HistoryWatcher, keys: set[str], database_url: str) -> list[
     differences += [f"{name} differs" for name in told.keys() & kept.keys() if told[name] != kept[name]]
     if divergences:
         differences.append(f"{divergences} rows in audit_divergence")
-    if (completed, steps) != (len(keys), 3 * len(keys)):
+    if (completed, steps) != (len(keys), steps_each * len(keys)):
         differences.append(f"PostgreSQL has {completed} completed executions and {steps} steps of {len(keys)} keys")
     return differences
 

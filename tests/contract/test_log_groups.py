@@ -396,6 +396,41 @@ def test_pause_during_a_poll(log: Log) -> None:
     run(scenario())
 
 
+def test_a_pause_ends_with_the_assignment(log: Log) -> None:
+    topic = log.topic(2)
+
+    async def scenario() -> None:
+        first = Member(log, topic)
+        await first.settle(0, 1)
+        for partition in (0, 1):
+            await fill(log, topic, 2, partition)
+        await first.take(4)
+        first.consumer.pause([tp(topic, 0), tp(topic, 1)])
+        first.commit_on_loss = 2
+        second = Member(log, topic)
+
+        async def shared() -> bool:
+            assert await first.consumer.poll(10, 0.05) == []
+            assert await second.consumer.poll(10, 0.05) == []
+            return len(first.assigned) == len(second.assigned) == 1
+
+        await eventually_async(shared)
+        [moved] = second.assigned
+        await fill(log, topic, 3, moved)
+        await second.take(3)
+        second.commit_on_loss = 5
+        await second.consumer.close()
+        await first.settle(0, 1)
+        await fill(log, topic, 4, moved)
+        await fill(log, topic, 4, 1 - moved)
+        # From where the other left it; what was kept is still paused.
+        assert offsets(await first.take(4), moved) == [5, 6, 7, 8]
+        assert await first.consumer.poll(10, 0.2) == []
+        await first.consumer.close()
+
+    run(scenario())
+
+
 def test_a_sought_partition_stays_paused(log: Log) -> None:
     topic = log.topic()
 

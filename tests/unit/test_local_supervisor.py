@@ -128,6 +128,22 @@ def test_stop_all_goes_backwards_and_ends_what_ignores_the_signal(tmp_path: Path
     supervisor.stop_all()  # again, without harm
 
 
+@pytest.mark.parametrize(("answer", "status"), [("sys.exit(3)", 3), ("pass", -signal.SIGKILL)])
+def test_a_stop_returns_how_the_child_ended(
+    supervisor: Supervisor, tmp_path: Path, answer: str, status: int
+) -> None:
+    flag = tmp_path / "ready"
+    program = (
+        "import signal, sys, time\n"
+        f"def end(*_):\n    {answer}\n"
+        "signal.signal(signal.SIGTERM, end); open(sys.argv[1], 'w')\n"
+        "while True: time.sleep(600)"
+    )
+    grace = 0.3 if answer == "pass" else 20.0
+    supervisor.start("a", [sys.executable, "-c", program, flag], ready=flag.exists, grace=grace)
+    assert supervisor.stop("a") == status
+
+
 def test_grandchildren_end_with_their_parent(supervisor: Supervisor, tmp_path: Path) -> None:
     note = tmp_path / "grandchild"
     supervisor.start(

@@ -10,7 +10,7 @@ from flowpilot.authoring import StepContext, Workflow
 from flowpilot.ports.log import Fetched, TopicPartition
 from flowpilot.worker.partition import AssignedPartition
 from tests.unit.test_worker import Gate, _position, run
-from tests.unit.worker_rig import Rig
+from tests.unit.worker_rig import TOPICS, Rig
 from tests.waiting import eventually_async
 
 
@@ -243,5 +243,35 @@ def test_a_lost_partition_is_read_again_by_its_next_owner() -> None:
             gate.opened.set()
             await eventually_async(lambda: rig.answer(task_id, "completed"))
             await eventually_async(lambda: _position(rig, 1))
+
+    run(scenario())
+
+
+def test_a_worker_without_room_takes_nothing_from_a_partition_it_is_given() -> None:
+    """Else its backlog is read into memory, record by record, while the handlers run."""
+
+    async def scenario() -> None:
+        gate = Gate()
+        rig = Rig(gate.workflow, partitions=2)
+        topic = TOPICS.steps(gate.workflow.queue)
+        async with rig.serving(concurrency=1) as busy:
+            other = rig.worker(concurrency=1)
+            serving = asyncio.create_task(other.run())
+            await rig.assigned(2)
+            group = rig.log._groups[TOPICS.worker_group(gate.workflow.queue)]
+            mine = next(tp.partition for tp, member in group.owner.items() if member is group.members[0])
+            rig.ready("wait", partition=mine)
+            await eventually_async(lambda: gate.running == 1)
+            tasks = [rig.ready("quick", partition=mine) for _ in range(10)]
+            intake = busy._intakes[topic]
+            await eventually_async(lambda: not intake._has_room.is_set())
+            other.stop()
+            await asyncio.wait_for(serving, 10)
+            tasks += [rig.ready("quick", partition=1 - mine) for _ in range(300)]
+            await rig.assigned(1)
+            await asyncio.sleep(1.0)  # time in which a defect would show
+            assert intake._waiting <= 10
+            gate.opened.set()
+            await eventually_async(lambda: all(rig.answer(task_id, "completed") for task_id in tasks[-1:]))
 
     run(scenario())

@@ -110,6 +110,8 @@ class KafkaConsumer:
         for item in partitions:
             item.offset = self._seeks.pop(TopicPartition(item.topic, item.partition), item.offset)
         consumer.incremental_assign(partitions)
+        # librdkafka remembers a pause from an earlier assignment, and would never deliver the partition again.
+        consumer.resume(partitions)
         held = [item for item in partitions if (item.topic, item.partition) in self._paused]
         if held:
             consumer.pause(held)
@@ -172,7 +174,7 @@ class KafkaConsumer:
     def _first(self, deadline: float) -> Any:
         while self._failed is None and self._error is None:
             self._serve()
-            if self._lost is not None:
+            if self._lost is not None:  # by a commit just now
                 break
             while self._seeks:
                 self._seek(*self._seeks.popitem())
