@@ -1,19 +1,21 @@
-"""Executions as the command line shows them: plain values out of the audit record."""
+"""Executions as the command line and the API show them: plain values out of the audit record."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from flowpilot.adapters.postgres.archive import PostgresAuditArchive
 from flowpilot.adapters.postgres.models import TaskExecution, WorkflowExecution
-from flowpilot.adapters.postgres.queries import AuditQueries
-from flowpilot.app.database import asking, iso
+from flowpilot.adapters.postgres.queries import AuditQueries, Filter
+from flowpilot.app.database import Asked, asking, iso
 from flowpilot.audit.projection import REFUSED, UNKNOWN
+from flowpilot.audit.records import without_nul
 from flowpilot.audit.verify import verify
 from flowpilot.core.status import ExecutionStatus
 from flowpilot.settings import Settings
@@ -27,23 +29,38 @@ STATUSES = (
 Fields = dict[str, Any]
 
 
-def list_executions(
-    settings: Settings, *, status: str | None, workflow: str | None, key: str | None, limit: int
-) -> list[Fields]:
-    """The newest first. Raises `DatabaseUnreachable`, `DatabaseRefused`."""
-    with _queries(settings) as queries:
-        found = queries.list_executions(status=status, workflow=workflow, key=key, limit=limit)
-        return [{**_execution(row), "steps": _progress(row.tasks), "retries": len(row.retries)} for row in found]
+class Page(NamedTuple):
+    """A page of a list; `last` is the place after which the next one begins, None if this is the last."""
+
+    items: list[Fields]
+    last: int | None
 
 
-def show_execution(settings: Settings, execution: str, *, run: int | None = None) -> Fields | None:
-    """One run with its steps, retries and history; None if the audit does not know it."""
-    with _queries(settings) as queries:
-        detail = queries.show_execution(execution, run)
+def list_executions(asked: Asked, wanted: Filter, *, limit: int, before: int | None = None) -> Page:
+    """The newest first, those after the place `before`. Raises `DatabaseUnreachable`, `DatabaseRefused`."""
+    wanted = replace(wanted, key=without_nul(wanted.key), workflow=without_nul(wanted.workflow))
+    with _queries(asked) as queries:
+        # One more than is shown tells whether there is another page.
+        found = queries.list_executions(wanted, limit=limit + 1, before=before)
+    shown = found[:limit]
+    return Page(
+        [
+            {**_execution(row), "steps": f"{completed}/{steps}", "retries": retries}
+            for row, steps, completed, retries in shown
+        ],
+        shown[-1].execution.id if len(found) > limit else None,
+    )
+
+
+def show_execution(asked: Asked, execution: str, *, run: int | None = None, history: bool = True) -> Fields | None:
+    """One run with its steps, retries and (unless `history` is False) history; None if the audit does not know
+    it. Raises as `list_executions`."""
+    with _queries(asked) as queries:
+        detail = queries.show_execution(execution, run, history=history)
         if detail is None:
             return None
         row = detail.execution
-        return {
+        shown = {
             **_execution(row),
             "parent": row.parent.execution_id if row.parent is not None else None,
             "retry_reason": row.retry_reason,
@@ -54,8 +71,30 @@ def show_execution(settings: Settings, execution: str, *, run: int | None = None
             "reason": row.reason,
             "graph": graph_of(row.workflow.body if row.workflow is not None else None),
             "tasks": [_task(task) for task in row.tasks],
-            "history": [orjson.loads(event.body) for event in detail.history],
         }
+        if history:
+            shown["history"] = [orjson.loads(event.body) for event in detail.history]
+        return shown
+
+
+class HistoryPage(NamedTuple):
+    """Events of one run as JSON, byte by byte as they were decided; `last` as in `Page`."""
+
+    run: int
+    events: list[bytes]
+    last: int | None
+
+
+def history_of(asked: Asked, execution: str, *, run: int | None, after: int, limit: int) -> HistoryPage | None:
+    """A run's history events from seq `after` + 1 on; None if the audit does not know it. Raises as
+    `list_executions`."""
+    with _queries(asked) as queries:
+        found = queries.history(execution, run, after=after, limit=limit + 1)
+    if found is None:
+        return None
+    shown = found.events[:limit]
+    last = shown[-1].seq if len(found.events) > limit else None
+    return HistoryPage(found.run, [event.body for event in shown], last)
 
 
 def differences(settings: Settings, execution: str | None) -> list[Fields]:
@@ -73,8 +112,8 @@ def differences(settings: Settings, execution: str | None) -> list[Fields]:
 
 
 @contextmanager
-def _queries(settings: Settings) -> Iterator[AuditQueries]:
-    with asking(settings) as engine:
+def _queries(asked: Asked) -> Iterator[AuditQueries]:
+    with asking(asked) as engine:
         yield AuditQueries(engine)
 
 
@@ -97,11 +136,6 @@ def _origin(row: WorkflowExecution) -> str | None:
     if row.origin_topic is None:
         return None
     return f"{row.origin_topic}/{row.origin_partition}/{row.origin_offset}"
-
-
-def _progress(tasks: list[TaskExecution]) -> str:
-    done = sum(task.status == "completed" for task in tasks)
-    return f"{done}/{len(tasks)}"
 
 
 def _task(task: TaskExecution) -> Fields:

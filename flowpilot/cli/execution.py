@@ -154,11 +154,13 @@ def list_executions(
 
     It reads the audit record, which follows the executions by a moment.
     """
+    from flowpilot.adapters.postgres.queries import Filter
     from flowpilot.app import executions
 
     if status is not None and status not in executions.STATUSES:
         raise CommandFailed(f"--status takes one of {', '.join(executions.STATUSES)}, not {status!r}", Exit.USAGE)
-    found = executions.list_executions(begin(), status=status, workflow=workflow, key=key, limit=limit)
+    wanted = Filter(status=status, workflow=workflow, key=key)
+    found = executions.list_executions(begin(), wanted, limit=limit).items
     columns = ("execution", "workflow", "version", "status", "steps", "key", "started_at", "finished_at")
     rows(found, columns, output, empty="no executions")
 

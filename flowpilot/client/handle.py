@@ -20,6 +20,8 @@ from flowpilot_schemas.messages import ExecutionEnded
 
 # Seconds between looks into the audit, which is the second way: the replies topic is the first.
 FIRST_LOOK, LONGEST_LOOK = 0.5, 2.0
+# However many wait in a process, together they look a hundred times a second at most.
+SHARE = 0.01
 
 
 class Handle:
@@ -82,13 +84,15 @@ class Handle:
             if own is not None:
                 return own
             now = time.monotonic()
-            if now >= look or self._inbox.ended:
+            is_late = deadline is not None and now >= deadline
+            if now >= look or is_late or self._inbox.ended:
                 found = await self._second_way()
                 if found is not None:
                     return found
                 now = time.monotonic()
-                look, pause = now + pause, min(pause * 1.5, LONGEST_LOOK)
-            if deadline is not None and now >= deadline:
+                look = now + max(pause, self._replies.waiting * SHARE)
+                pause = min(pause * 1.5, LONGEST_LOOK)
+            if is_late:
                 raise ResultTimeout(self.id, timeout or 0.0)
             await self._replies.wait(self._inbox, min(look, deadline or look) - now)
 
