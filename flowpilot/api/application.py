@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flowpilot.api import dead_letters, executions, health, problems, workflows
 from flowpilot.api.backend import Backend
+from flowpilot.api.shapes import JSON
 
 DESCRIPTION = """\
 Starts workflow executions, tells what became of them, cancels and retries them.
@@ -47,6 +48,7 @@ def create_app(backend: Backend) -> FastAPI:
             schema = described()
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas["Problem"] = problems.Problem.model_json_schema()
+            schemas["Json"] = JSON
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
         return described()

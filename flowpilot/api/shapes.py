@@ -220,8 +220,20 @@ def _body(schema: dict[str, Any], description: str, **examples: Any) -> dict[str
 
 _REASON = {"type": "string", "maxLength": LONGEST_REASON}
 
+# What the codec takes: an integer beyond 64 bits, which many decoders would round, is refused.
+JSON = {
+    "description": "Any JSON, with integers of at most 64 bits.",
+    "anyOf": [
+        {"type": ["null", "boolean", "string"]},
+        {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+        {"type": "number", "not": {"type": "integer"}},
+        {"type": "array", "items": {"$ref": "#/components/schemas/Json"}},
+        {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Json"}},
+    ],
+}
+
 START_BODY = _body(
-    {},
+    {"$ref": "#/components/schemas/Json"},
     "The workflow's input, as its `input_schema` says; none for a workflow without input.",
     patient={"patient_id": "p-17", "phone": "+49 30 901820"},
 )
