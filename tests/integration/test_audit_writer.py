@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from flowpilot.audit import batches
 from flowpilot.audit.position import AuditStopped
 from flowpilot.audit.writer import AuditWriter
 from flowpilot.core.dead_letters import dead_letter
-from flowpilot.ports.audit import Batch, Outrun, Project, StoreUnavailable
+from flowpilot.ports.audit import Batch, Divergence, Outrun, Project, StoreUnavailable
 from flowpilot.ports.log import Fetched, Record, TopicPartition
 from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.topics import Topics
@@ -40,19 +40,20 @@ class Flaky(PostgresAuditStore):
         self.delay = 0.0
         self.writes = self.outrun = 0
 
-    async def write(self, batch: Batch, project: Project) -> None:
+    async def write(self, batch: Batch, project: Project) -> Sequence[Divergence]:
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "before":
             raise StoreUnavailable("lost on the way there")
         await asyncio.sleep(self.delay)
         try:
-            await super().write(batch, project)
+            divergences = await super().write(batch, project)
         except Outrun:
             self.outrun += 1
             raise
         self.writes += 1
         if fault == "after":
             raise StoreUnavailable("lost on the way back")
+        return divergences
 
 
 class Catalog:
