@@ -166,8 +166,9 @@ class Executions:
 
     def serve(self) -> None:
         """All is claimed and read from the right place: batches and ticks may begin."""
+        if not self.serving:
+            self._meter.set(ENGINE_RECOVERY, time.monotonic() - self._idle_since)
         self.serving = True
-        self._meter.set(ENGINE_RECOVERY, time.monotonic() - self._idle_since)
 
     def _report_stopped(self) -> None:
         stopped = self.engine.stopped
