@@ -42,7 +42,7 @@ class Observed:
         meter.set(metrics.ENGINE_LAG, max(0, now - newest) / 1_000, partition)
         meter.set(metrics.ENGINE_FOLDED, newest / 1_000, partition)
         self._table(owned)
-        for (metric, labels), amount in counts(changed, records[0].offset).items():
+        for (metric, labels), amount in counts(changed).items():
             meter.add(metric, amount, *labels)
 
     def claimed(self, owned: OwnedPartition) -> None:
@@ -68,14 +68,15 @@ class Observed:
             self._meter.forget(metric, str(partition))
 
 
-def counts(changed: Iterable[Execution], first: int) -> Counter[_Count]:
-    """What records from offset `first` on decided of executions. After a crash the same may be decided again."""
+def counts(changed: Iterable[Execution]) -> Counter[_Count]:
+    """What was decided of executions in a batch: all that is in the outboxes of those that it changed, since what
+    was sent before is trimmed then. After a crash the same may be counted again, by another process.
+    """
     found: Counter[_Count] = Counter()
     for state in changed:
         for entry in state.outbox:
-            if entry.cause >= first:
-                owner = entry.of or state
-                found.update(each for packed in entry.events if (each := _count(owner, packed)) is not None)
+            owner = entry.of or state
+            found.update(each for packed in entry.events if (each := _count(owner, packed)) is not None)
     return found
 
 
