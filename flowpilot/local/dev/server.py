@@ -47,6 +47,12 @@ class Role(NamedTuple):
 ROLES = (Role("engine"), Role("router"), Role("audit"))
 
 
+def metrics_of(role: str, settings: Settings) -> dict[str, str]:
+    """The role's metrics port by environment name: one after the other, from the one that is set."""
+    first, names = settings.metrics_port, [*(each.name for each in ROLES), WORKER]
+    return {} if first is None else {"FLOWPILOT_METRICS_PORT": str(first + names.index(role))}
+
+
 @dataclass(frozen=True)
 class DevOptions:
     """What `flowpilot dev` was asked for. Without `references`, workflows are looked for in `folder`."""
@@ -171,19 +177,11 @@ class DevServer:
         more = {"FLOWPILOT_LOG_LEVEL": "info"} if self._logs_unset and self._options.verbose else {}
         with ThreadPoolExecutor() as pool:  # each spends its first seconds on imports
             starting: list[Future[Any]] = [pool.submit(self._try_to_serve, found)]
-            starting += [
-                pool.submit(
-                    self._system.start, role.name, role.name, environment={**more, **self._metrics(role.name)}
-                )
-                for role in ROLES
-            ]
+            for name in (role.name for role in ROLES):
+                environment = {**more, **metrics_of(name, self._settings)}
+                starting.append(pool.submit(self._system.start, name, name, environment=environment))
             for started in starting:
                 started.result()
-
-    def _metrics(self, role: str) -> dict[str, str]:
-        """One port after the other, from the one that is set: each role is a process of its own."""
-        first, names = self._settings.metrics_port, [*(each.name for each in ROLES), WORKER]
-        return {} if first is None else {"FLOWPILOT_METRICS_PORT": str(first + names.index(role))}
 
     @property
     def _logs_unset(self) -> bool:
@@ -278,7 +276,7 @@ class DevServer:
                 WORKER,
                 "worker",
                 *(workflow.reference for workflow in found.workflows),
-                environment={"PYTHONUNBUFFERED": "1", **level, **self._metrics(WORKER)},
+                environment={"PYTHONUNBUFFERED": "1", **level, **metrics_of(WORKER, self._settings)},
                 grace=WORKER_GRACE,
             )
         except ChildFailed:
