@@ -30,7 +30,7 @@ class PrometheusMeter:
         return (Counter if metric.kind == "counter" else Gauge)(name, meaning, labels, registry=self.registry)
 
     def _child(self, metric: Metric, labels: tuple[str, ...]) -> Family:
-        # Looking one up in its family takes five times as long.
+        # Looking one up in its family takes eight times as long.
         child = self._children.get((metric.name, labels))
         if child is None:
             family = self._families[metric.name]

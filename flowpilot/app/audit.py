@@ -17,8 +17,8 @@ from flowpilot.settings import Settings
 
 
 async def run_audit(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> int:
-    """Write the audit record until a signal; the exit code. Raises what
-    `AuditWriter.run` raises, and `MetricsUnavailable`."""
+    """Write the audit record until a signal; the exit code. Raises what `AuditWriter.run` raises, and
+    `MetricsUnavailable`."""
     properties = consumer_properties(settings, settings.topics.audit_group, member="-audit")
 
     def consumer(topics: Sequence[str], *, on_assigned: Rebalanced, on_revoked: Rebalanced) -> KafkaConsumer:

@@ -30,7 +30,7 @@ def serving_metrics(settings: Settings, role: Role) -> Iterator[Meter]:
         raise MetricsUnavailable(
             "FLOWPILOT_METRICS_PORT is set and prometheus-client is not there: install flowpilot[metrics]"
         )
-    from flowpilot.adapters.prometheus import MetricsServer, PrometheusMeter  # costs 40 ms, and may not be there
+    from flowpilot.adapters.prometheus import MetricsServer, PrometheusMeter  # slow, and may not be there
 
     meter = PrometheusMeter(metric for metric in METRICS if metric.role == role)
     try:

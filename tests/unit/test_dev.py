@@ -26,6 +26,7 @@ from flowpilot.settings import (
     DEV_FILE,
     DevNotRunning,
     DevState,
+    Settings,
     SettingsError,
     dev_state,
     explain_settings,
@@ -268,8 +269,6 @@ def test_init_writes_a_project_that_loads_and_overwrites_nothing(here: Path) -> 
 
 def test_each_role_has_a_metrics_port_of_its_own() -> None:
     settings = Settings(_env_file=None, metrics_port=9464)
-    ports = [
-        metrics_of(role, settings)["FLOWPILOT_METRICS_PORT"] for role in ("engine", "router", "audit", "worker")
-    ]
-    assert ports == ["9464", "9465", "9466", "9467"]
+    ports = [metrics_of(role, settings) for role in ("engine", "router", "audit", "worker")]
+    assert ports == [{"FLOWPILOT_METRICS_PORT": str(port)} for port in (9464, 9465, 9466, 9467)]
     assert metrics_of("engine", Settings(_env_file=None)) == {}
