@@ -69,7 +69,7 @@ def run(settings: Settings, build_engine: BuildEngine) -> NoReturn:
     logging.getLogger("mode.timers").setLevel(logging.ERROR)
     # So is a heartbeat that is answered with a rebalance.
     logging.getLogger("aiokafka.consumer.group_coordinator").setLevel(logging.ERROR)
-    serving = ExitStack()  # to the process's end
+    serving = ExitStack()
     try:
         check_topics(settings)
         meter = serving.enter_context(serving_metrics(settings, "engine"))
@@ -93,7 +93,10 @@ def run(settings: Settings, build_engine: BuildEngine) -> NoReturn:
     app = bind(settings, build_engine(settings, guarded, meter), guarded, pulse, meter)
     worker = faust.Worker(app, loop=loop, quiet=True, override_logging=False)
     worker.spinner = None
-    worker.execute_from_commandline()
+    try:
+        worker.execute_from_commandline()
+    finally:
+        serving.close()
 
 
 def _use_uvloop() -> None:
