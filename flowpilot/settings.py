@@ -21,6 +21,7 @@ PREFIX = "FLOWPILOT_"
 ENV_FILE = Path(".env")
 DEV_FILE = Path(".flowpilot/dev.env")
 _SERVERS = ("bootstrap_servers", "database_url")
+_LONGEST_ACTOR = 200
 
 
 class SettingsError(Exception):
@@ -91,8 +92,18 @@ class Settings(BaseSettings):
     )
     worker_concurrency: int = Field(default=16, ge=1, le=1_000, description="handlers that run at once in a worker")
     batch_size: int = Field(default=500, ge=1, le=5_000, description="records that the engine folds at once")
-    actor: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+    actor: Annotated[str, Field(min_length=1, max_length=_LONGEST_ACTOR)] | None = Field(
         default=None, description="who asks, in the audit record; unset: the user's name"
+    )
+    api_host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="where the HTTP API listens; anything but this machine needs `FLOWPILOT_API_TOKENS`",
+    )
+    api_port: int = Field(default=8080, ge=0, le=65_535, description="its port; 0: any that is free")
+    api_tokens: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default={},
+        description="who may use the HTTP API: `name=token` separated by commas; the audit record has the name",
     )
     dev_versions: bool = Field(
         default=False,
@@ -114,10 +125,24 @@ class Settings(BaseSettings):
     def _pairs(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        pairs = [pair for pair in value.split(",") if pair.strip()]
-        if any("=" not in pair for pair in pairs):
+        pairs = _partitioned(value)
+        if any(not equals for _, equals, _ in pairs):
             raise ValueError("is not of the form name=value,name=value")
-        return {name.strip(): text for name, _, text in (pair.partition("=") for pair in pairs)}
+        return {name.strip(): text for name, _, text in pairs}
+
+    @field_validator("api_tokens", mode="before")
+    @classmethod
+    def _tokens(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [(name.strip(), token.strip()) for name, _, token in _partitioned(value)]
+        if any(not name or not token for name, token in pairs):
+            raise ValueError("is not of the form name=token,name=token")
+        if len(dict(pairs)) < len(pairs) or len({token for _, token in pairs}) < len(pairs):
+            raise ValueError("has a name or a token twice")
+        if any(len(name) > _LONGEST_ACTOR for name, _ in pairs):
+            raise ValueError(f"has a name of more than {_LONGEST_ACTOR} characters")
+        return dict(pairs)
 
     @property
     def topics(self) -> Topics:
@@ -132,6 +157,10 @@ class Settings(BaseSettings):
     def limits(self) -> Limits:
         """What StartExecution carries of the limits."""
         return Limits(input=self.trigger_limit, result=self.result_limit, step_inputs=self.step_inputs_limit)
+
+
+def _partitioned(pairs: str) -> list[tuple[str, str, str]]:
+    return [pair.partition("=") for pair in pairs.split(",") if pair.strip()]
 
 
 def load_settings() -> Settings:
@@ -231,6 +260,8 @@ def _shown(name: str, value: Any) -> Any:
     """The value without what opens a door: an address's password, the secrets among librdkafka's properties."""
     if isinstance(value, SecretStr):
         return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", value.get_secret_value())
+    if name == "api_tokens":
+        return dict.fromkeys(value, "***")
     if name == "kafka_properties":
         return {key: "***" if _SECRET_PROPERTY.search(key) else text for key, text in value.items()}
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,6 +17,11 @@ from flowpilot.adapters.kafka.admin import KafkaAdmin
 from flowpilot.local.services import LocalServices, temporary_services
 from flowpilot.settings import Settings
 from tests.containers import docker_answers, kafka_container, postgres_container
+
+
+def pytest_configure() -> None:
+    """A shell that runs the tests in the background has them ignore SIGINT, and so would all that they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ class Keeper:
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
         mail = message_from_bytes(envelope.original_content or b"", policy=policy.default)
         kept = {
-            "message_id": mail["Message-ID"],
+            "message_id": str(mail["Message-ID"]).strip(),  # a long one is folded behind its name
             "to": envelope.rcpt_tos,
             "subject": mail["Subject"],
             "text": mail.get_content().strip(),

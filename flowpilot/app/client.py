@@ -25,19 +25,31 @@ class Client(ConnectedClient):
             handle = await client.start(onboarding, NewPatient(...), key="p-17")
             print(await handle.result())
 
-    Used on one event loop. `Client.blocking()` is the same without async.
+    Used on one event loop. `Client.blocking()` is the same without async. `patience`: seconds until Kafka's
+    silence is an error, instead of librdkafka's five minutes.
     """
 
-    def __init__(self, settings: Settings | None = None, *, actor: str | None = None) -> None:
+    def __init__(
+        self, settings: Settings | None = None, *, actor: str | None = None, patience: float | None = None
+    ) -> None:
         settings = settings or load_settings()
         quieten(settings, "client")
-        self._producer = KafkaProducer(producer_properties(settings))
-        self._reader = KafkaReader(reader_properties(settings))
+        producing, reading = producer_properties(settings), reader_properties(settings)
+        if patience is None:
+            self._reader = KafkaReader(reading)
+        else:
+            # What was given up is not sent after all once Kafka is back.
+            producing["message.timeout.ms"] = int(patience * 1_000)
+            # Half, so that who asked behind somebody that waited in vain has time for an answer of his own.
+            self._reader = KafkaReader(reading, timeout=patience / 2)
+        self._producer = KafkaProducer(producing)
         definitions = LogDefinitions(
             self._producer, self._reader, settings.topics.definitions, dev_versions=settings.dev_versions
         )
         audit = _audit_view(settings)
-        connection = Connection(settings.topics, settings.limits, self._producer, self._reader, definitions, audit)
+        connection = Connection(
+            settings.topics, settings.limits, self._producer, self._reader, definitions, audit, patience
+        )
         super().__init__(connection, actor=actor or settings.actor)
 
     @classmethod

@@ -19,6 +19,10 @@ _EXISTS_ALREADY = frozenset({"42P04", "23505"})
 _NO_SUCH_TABLE = "42P01"
 
 
+# Of one question of a process that serves others, in seconds; of a connection to ask it on.
+_LONGEST_QUESTION, _LONGEST_QUEUE = 10, 5
+
+
 class DatabaseUnreachable(FlowPilotError):
     """PostgreSQL did not answer, or does not let us in."""
 
@@ -65,12 +69,43 @@ def explained(settings: Settings) -> Iterator[None]:
         raise DatabaseRefused(f"PostgreSQL at {address(settings)} failed: {_reason(error)}") from error
 
 
+class Database:
+    """PostgreSQL for a process that asks again and again, from several threads. Nothing is connected yet.
+
+    A question takes at most ten seconds, and waits at most five for one of `connections`.
+    """
+
+    def __init__(self, settings: Settings, *, application: str, connections: int) -> None:
+        self.settings = settings
+        self.engine = connect(
+            settings.database_url.get_secret_value(),
+            application=application,
+            options=f"-c statement_timeout={_LONGEST_QUESTION}s",
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=_LONGEST_QUEUE,
+            pool_pre_ping=True,  # a server that was restarted costs nobody an error
+        )
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self.engine.dispose()
+
+
+Asked = Settings | Database
+"""Who answers: the database that the settings name, for one command, or one held by the process."""
+
+
 @contextmanager
-def asking(settings: Settings) -> Iterator[sqlalchemy.Engine]:
-    """The database, for the questions of one command. Raises `DatabaseUnreachable`, `DatabaseRefused`."""
-    engine = connect(settings.database_url.get_secret_value(), application="flowpilot-cli")
+def asking(asked: Asked) -> Iterator[sqlalchemy.Engine]:
+    """The database, for some questions. Raises `DatabaseUnreachable`, `DatabaseRefused`."""
+    if isinstance(asked, Database):
+        with explained(asked.settings):
+            yield asked.engine
+        return
+    engine = connect(asked.database_url.get_secret_value(), application="flowpilot-cli")
     try:
-        with explained(settings):
+        with explained(asked):
             yield engine
     finally:
         engine.dispose()

@@ -1,17 +1,18 @@
-"""Dead letters as the command line shows them: plain values out of the audit record."""
+"""Dead letters as the command line and the API show them: plain values out of the audit record."""
 
 from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from flowpilot.adapters.postgres.dead_letters import DeadLetterQueries, Place, Wanted
 from flowpilot.adapters.postgres.models import DeadLetterRow
-from flowpilot.app.database import asking, iso
-from flowpilot.settings import Settings
+from flowpilot.app.database import Asked, asking, iso
+from flowpilot.audit.records import without_nul
 
 Fields = dict[str, Any]
 
@@ -45,9 +46,9 @@ class Shown(NamedTuple):
     value: bytes | None
 
 
-def list_groups(settings: Settings, wanted: Wanted) -> list[Fields]:
+def list_groups(asked: Asked, wanted: Wanted) -> list[Fields]:
     """By reason, the one with the newest letter first. Raises `DatabaseUnreachable`, `DatabaseRefused`."""
-    with _queries(settings) as queries:
+    with _queries(asked) as queries:
         return [
             {
                 "reason": group.example.reason,
@@ -64,16 +65,18 @@ def list_groups(settings: Settings, wanted: Wanted) -> list[Fields]:
         ]
 
 
-def list_letters(settings: Settings, wanted: Wanted, limit: int) -> tuple[list[Fields], int]:
-    """The newest first, without their bytes; and how many there are in all. Raises as `list_groups`."""
-    with _queries(settings) as queries:
-        found, total = queries.letters(wanted, limit)
+def list_letters(asked: Asked, wanted: Wanted, limit: int, before: int | None = None) -> tuple[list[Fields], int]:
+    """The newest first (older than the letter `before`), without their bytes; and how many there are in all.
+    Raises as `list_groups`."""
+    names = {name: without_nul(getattr(wanted, name)) for name in ("reason", "workflow", "topic")}
+    with _queries(asked) as queries:
+        found, total = queries.letters(replace(wanted, **names), limit, before)
         return [_letter(row) for row in found], total
 
 
-def show_letter(settings: Settings, which: int | Place) -> Shown | None:
+def show_letter(asked: Asked, which: int | Place) -> Shown | None:
     """One dead letter, by its id or by its record's place; None if there is none. Raises as `list_groups`."""
-    with _queries(settings) as queries:
+    with _queries(asked) as queries:
         found = queries.show(which)
     if found is None:
         return None
@@ -97,8 +100,8 @@ def as_json(letter: Shown) -> Fields:
 
 
 @contextmanager
-def _queries(settings: Settings) -> Iterator[DeadLetterQueries]:
-    with asking(settings) as engine:
+def _queries(asked: Asked) -> Iterator[DeadLetterQueries]:
+    with asking(asked) as engine:
         yield DeadLetterQueries(engine)
 
 

@@ -1,11 +1,11 @@
-"""Registering definitions, reading and deleting them, for the command line."""
+"""Registering definitions, reading and deleting them, for the command line and the API."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.admin import KafkaAdmin
@@ -14,11 +14,14 @@ from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
 from flowpilot.authoring import Workflow
 from flowpilot.client.errors import UnknownWorkflow
-from flowpilot.ports.definitions import WorkflowDeleted
+from flowpilot.ports.definitions import Definitions, WorkflowDeleted
 from flowpilot.settings import Settings
 from flowpilot_schemas.definition import WorkflowDefinition
 
 Standing = Literal["new workflow", "new version", "registered", "current", "changed", "deleted"]
+
+
+Fields = dict[str, Any]
 
 
 class Versions(NamedTuple):
@@ -67,7 +70,7 @@ async def current_workflows(settings: Settings) -> list[WorkflowDefinition]:
 async def workflow_versions(settings: Settings, name: str) -> Versions:
     """All versions of a workflow. Raises `UnknownWorkflow`, `WorkflowDeleted`, `LogUnavailable`."""
     async with open_definitions(settings) as definitions:
-        return _versions(definitions, name)
+        return versions(definitions, name)
 
 
 async def delete_workflow(settings: Settings, name: str) -> list[str]:
@@ -77,10 +80,10 @@ async def delete_workflow(settings: Settings, name: str) -> list[str]:
     `LogUnavailable`.
     """
     async with open_definitions(settings) as definitions:
-        versions = await definitions.delete(name)
-        if not versions:
-            _versions(definitions, name)
-        return versions
+        deleted = await definitions.delete(name)
+        if not deleted:
+            versions(definitions, name)
+        return deleted
 
 
 async def standing(settings: Settings, wanted: list[WorkflowDefinition]) -> list[Standing]:
@@ -89,7 +92,44 @@ async def standing(settings: Settings, wanted: list[WorkflowDefinition]) -> list
         return [_standing(definitions, definition) for definition in wanted]
 
 
-def _versions(definitions: LogDefinitions, name: str) -> Versions:
+def summary(definition: WorkflowDefinition) -> Fields:
+    """A workflow in a list."""
+    return {
+        "workflow": definition.name,
+        "version": definition.version,
+        "steps": [step.name for step in definition.steps],
+        "queues": list(definition.queues),
+        "triggers": [trigger.topic for trigger in definition.triggers],
+        "description": definition.description,
+        "definition": definition.hash,
+    }
+
+
+def described(wanted: WorkflowDefinition, found: Versions) -> Fields:
+    """All of one version, and which versions there are."""
+    return {
+        "workflow": wanted.name,
+        **wanted.model_dump(mode="json", exclude={"v", "name"}),
+        "definition": wanted.hash,
+        "versions": [
+            {"version": version.version, "definition": version.hash, "current": version == found.current}
+            for version in found.all
+        ],
+    }
+
+
+def chosen(found: Versions, version: str | None) -> WorkflowDefinition:
+    """The current version, or `version`. Raises `UnknownWorkflow`."""
+    if version is None:
+        return found.current or found.all[-1]
+    for definition in found.all:
+        if definition.version == version:
+            return definition
+    raise UnknownWorkflow(found.all[0].name, version, [])
+
+
+def versions(definitions: Definitions, name: str) -> Versions:
+    """All versions of a workflow, as of the last refresh. Raises `UnknownWorkflow`, `WorkflowDeleted`."""
     if definitions.is_deleted(name):
         raise WorkflowDeleted(name)
     found = Versions(definitions.current(name), definitions.versions(name))

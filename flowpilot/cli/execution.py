@@ -1,4 +1,4 @@
-"""`flowpilot execution start|list|show|cancel|retry|verify`."""
+"""`flowpilot execution start|list|show|watch|cancel|retry|verify`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import typer
 
 from flowpilot.cli.begin import begin, reach
 from flowpilot.cli.failures import CommandFailed, Exit
-from flowpilot.cli.output import Format, Output, record, rows, say, table, value
+from flowpilot.cli.output import Format, Output, record, rows, say, value
+from flowpilot.cli.watch import ExecutionId, show, watch
 
 if TYPE_CHECKING:
     from flowpilot.authoring import Workflow
@@ -24,8 +25,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-ExecutionId = Annotated[str, typer.Argument(help="The execution's id.", metavar="ID")]
 
 
 @app.command()
@@ -98,6 +97,8 @@ async def _tell(handle: Handle, wait: bool, timeout: float | None, output: Forma
     if not wait:
         if output is Format.TABLE:
             print(handle.id)
+            if sys.stderr.isatty():
+                say(f"`flowpilot execution watch {handle.id}` follows it")
         else:
             record({"execution": handle.id}, output)
         return
@@ -153,67 +154,19 @@ def list_executions(
 
     It reads the audit record, which follows the executions by a moment.
     """
+    from flowpilot.adapters.postgres.queries import Filter
     from flowpilot.app import executions
 
     if status is not None and status not in executions.STATUSES:
         raise CommandFailed(f"--status takes one of {', '.join(executions.STATUSES)}, not {status!r}", Exit.USAGE)
-    found = executions.list_executions(begin(), status=status, workflow=workflow, key=key, limit=limit)
+    wanted = Filter(status=status, workflow=workflow, key=key)
+    found = executions.list_executions(begin(), wanted, limit=limit).items
     columns = ("execution", "workflow", "version", "status", "steps", "key", "started_at", "finished_at")
     rows(found, columns, output, empty="no executions")
 
 
-@app.command()
-def show(
-    execution: ExecutionId,
-    run: Annotated[int | None, typer.Option("--run", help="An earlier run of the same key.", metavar="RUN")] = None,
-    history: Annotated[bool, typer.Option("--history", help="Its history events as well.")] = False,
-    output: Output = Format.TABLE,
-) -> None:
-    """One execution with its steps, attempts and errors; what it retries, and its retries.
-
-    \b
-    Examples:
-      flowpilot execution show 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11
-      flowpilot execution show 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11 --history
-      flowpilot execution show 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11 -o json
-    """
-    from flowpilot.app import executions
-
-    found = executions.show_execution(begin(), execution, run=run)
-    if found is None:
-        which = f"run {run} of execution {execution}" if run is not None else f"execution {execution}"
-        raise CommandFailed(
-            f"the audit does not know {which}; `flowpilot execution list` shows those it knows", Exit.NOT_FOUND
-        )
-    events = found["history"]
-    if not history:
-        del found["history"]
-    if output is not Format.TABLE:
-        record(found, output)
-        return
-    tasks = [{**task, "error": _sentence(task["error"])} for task in found.pop("tasks")]
-    found.pop("history", None)
-    record({name: content for name, content in found.items() if content not in (None, [], {})}, output)
-    if tasks:
-        print()
-        columns = ("step", "status", "attempt", "ready_at", "finished_at", "worker_id", "error")
-        taken = ("taken_from",) if any(task["taken_from"] for task in tasks) else ()
-        table(tasks, (*columns[:3], *taken, *columns[3:]))
-    if history:
-        print()
-        common = ("v", "type", "execution", "run", "seq", "at", "cause", "step", "attempt")
-        listed = [
-            {**event, "detail": {name: content for name, content in event.items() if name not in common} or None}
-            for event in events
-        ]
-        table(listed, ("seq", "at", "type", "step", "attempt", "detail"))
-
-
-def _sentence(error: Any) -> Any:
-    """A step's error as its kind and message, which is what it has in the table."""
-    if isinstance(error, dict) and {"kind", "message"} <= error.keys():
-        return f"{error['kind']}: {error['message']}"
-    return error
+app.command()(show)
+app.command()(watch)
 
 
 @app.command()

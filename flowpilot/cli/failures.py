@@ -38,6 +38,7 @@ _CODES = {
     "DevNotRunning": Exit.UNREACHABLE,
     "SettingsError": Exit.USAGE,
     "InputInvalid": Exit.USAGE,
+    "OpenToAll": Exit.USAGE,
     "UnknownWorkflow": Exit.NOT_FOUND,
     "WorkflowDeleted": Exit.NOT_FOUND,
     "ExecutionFailed": Exit.EXECUTION_FAILED,

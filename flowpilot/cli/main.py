@@ -48,6 +48,7 @@ def root(
       flowpilot router
       flowpilot audit
       flowpilot worker examples/patient_onboarding.py:onboarding
+      flowpilot api                                       start and look over HTTP
       flowpilot execution start patient-onboarding --input '{"patient_id": "p-17"}' --wait
       flowpilot execution list --status failed
       flowpilot dead-letter list                          what nobody could process, and why

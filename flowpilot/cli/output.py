@@ -91,14 +91,14 @@ def table(found: Sequence[Row], columns: Sequence[str]) -> None:
     for head in heads:
         drawn.add_column(head.replace("_", " "), overflow="fold", no_wrap=head != heads[-1])
     for row in cells:
-        drawn.add_row(*(Text(_MOMENT.sub(r"\1 \2", text), style=_STYLES.get(text, "")) for text in row))
+        drawn.add_row(*(Text(_MOMENT.sub(r"\1 \2", text), style=STATUS_STYLES.get(text, "")) for text in row))
     console.print(drawn)
 
 
 _GAP = 2
 _NARROWEST = 16
 _MOMENT = re.compile(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d\.\d{3}Z)$", re.ASCII)
-_STYLES = {
+STATUS_STYLES = {
     "completed": "green",
     "failed": "red",
     "incident": "bold red",

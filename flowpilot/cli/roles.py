@@ -1,4 +1,4 @@
-"""`flowpilot setup` and the roles: engine, router, worker, audit. Each role is one process, ended by a signal."""
+"""`flowpilot setup` and the roles: engine, router, worker, audit, API. Each is one process, ended by a signal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Queues = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    for command in (setup, engine, router, worker, audit):
+    for command in (setup, engine, router, worker, audit, api):
         app.command()(command)
 
 
@@ -141,3 +141,24 @@ def audit() -> None:
 
     settings = begin("audit")
     raise typer.Exit(asyncio.run(run_audit(settings, lambda: say("audit ready"))))
+
+
+def api() -> None:
+    """Run the HTTP API: it starts executions and tells what became of them.
+
+    \b
+    Examples:
+      flowpilot api
+      FLOWPILOT_API_PORT=9000 flowpilot api
+      FLOWPILOT_API_TOKENS=ops=SECRET,billing=OTHER FLOWPILOT_API_HOST=0.0.0.0 flowpilot api
+
+      curl --json '{"patient_id": "p-17"}' 'http://127.0.0.1:8080/workflows/patient-onboarding/executions?wait=10s'
+
+    Without tokens it listens on this machine alone. Start as many as you like; GET /openapi.json describes it.
+    """
+    import asyncio
+
+    from flowpilot.api.server import run_api
+
+    settings = begin("api")
+    raise typer.Exit(asyncio.run(run_api(settings, lambda address: say(f"api ready: {address}"))))

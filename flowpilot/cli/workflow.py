@@ -61,21 +61,14 @@ def list_workflows(output: Output = Format.TABLE) -> None:
       flowpilot workflow list
       flowpilot workflow list -o json
     """
-    from flowpilot.app.workflows import current_workflows
+    from flowpilot.app.workflows import current_workflows, summary
 
-    as_table = output is Format.TABLE
-    found: list[dict[str, object]] = [
-        {
-            "workflow": definition.name,
-            "version": definition.version,
-            "steps": len(definition.steps) if as_table else [step.name for step in definition.steps],
-            "queues": _listed(definition.queues, as_table),
-            "triggers": _listed([trigger.topic for trigger in definition.triggers], as_table),
-            "description": definition.description,
-            "definition": definition.hash,
-        }
-        for definition in asyncio.run(current_workflows(begin(kafka=True)))
-    ]
+    found = [summary(definition) for definition in asyncio.run(current_workflows(begin(kafka=True)))]
+    if output is Format.TABLE:
+        for row in found:
+            row["steps"] = len(row["steps"])
+            for name in ("queues", "triggers"):
+                row[name] = ", ".join(row[name])
     remedy = "no workflow is registered; `flowpilot workflow apply MODULE:WORKFLOW` registers one"
     rows(found, ("workflow", "version", "steps", "queues", "triggers"), output, empty=remedy)
 
@@ -96,9 +89,10 @@ def show(
       flowpilot workflow show patient-onboarding --version 1
       flowpilot workflow show patient-onboarding -o json | jq .input_schema
     """
-    from flowpilot.app.workflows import workflow_versions
+    from flowpilot.app.workflows import described, workflow_versions
 
-    current, registered = asyncio.run(workflow_versions(begin(kafka=True), name))
+    found = asyncio.run(workflow_versions(begin(kafka=True), name))
+    current, registered = found
     wanted = current or registered[-1]
     if version is not None:
         named = {definition.version: definition for definition in registered}
@@ -109,11 +103,7 @@ def show(
     if output is Format.TABLE:
         _print_workflow(wanted, current, registered)
         return
-    versions = [
-        {"version": found.version, "definition": found.hash, "current": found == current} for found in registered
-    ]
-    whole = wanted.model_dump(mode="json", exclude={"v", "name"})
-    record({"workflow": name, **whole, "definition": wanted.hash, "versions": versions}, output)
+    record(described(wanted, found), output)
 
 
 @app.command()
@@ -274,7 +264,3 @@ def _step(step: StepDefinition) -> dict[str, Any]:
         "waits": as_text(step.schedule_to_start_ms) + late,
         "output": "yes" if step.output else "",
     }
-
-
-def _listed(names: Sequence[str], as_table: bool) -> object:
-    return ", ".join(names) if as_table else names

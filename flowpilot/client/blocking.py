@@ -90,10 +90,11 @@ class BlockingClient:
         key: str | None = None,
         version: str | None = None,
         if_exists: IfExists = "return",
+        actor: str | None = None,
     ) -> BlockingHandle:
         """See `ConnectedClient.start`."""
         handle = self.call(
-            lambda: self._client.start(workflow, input, key=key, version=version, if_exists=if_exists)
+            lambda: self._client.start(workflow, input, key=key, version=version, if_exists=if_exists, actor=actor)
         )
         return BlockingHandle(handle, self)
 

@@ -6,6 +6,8 @@ import asyncio
 import getpass
 import time
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Literal, Protocol, Self
 
 from flowpilot.authoring.errors import InputInvalid
@@ -16,17 +18,18 @@ from flowpilot.client.errors import (
     NotSent,
     RetryRefused,
     RetryUnanswered,
+    StartUnconfirmed,
     UnknownExecution,
     UnknownWorkflow,
 )
-from flowpilot.client.handle import Handle
+from flowpilot.client.handle import FIRST_LOOK, LONGEST_LOOK, Handle
 from flowpilot.client.replies import Inbox, Replies
 from flowpilot.core.inputs import check_input
 from flowpilot.ports.definitions import WorkflowDeleted
-from flowpilot.ports.log import Record
+from flowpilot.ports.log import LogUnavailable, Record
 from flowpilot_schemas.codec import BadRecord, decode, encode_message
 from flowpilot_schemas.definition import WorkflowDefinition
-from flowpilot_schemas.ids import is_execution_id, keyed_execution_id, root_id
+from flowpilot_schemas.ids import is_execution_id, is_legal_name, keyed_execution_id, root_id
 from flowpilot_schemas.limits import MAX_KEY
 from flowpilot_schemas.messages import CancelExecution, GivenInput, RetryExecution, StartExecution
 
@@ -68,6 +71,11 @@ class ConnectedClient:
         """Stop reading replies. Executions go on."""
         await self._replies.close()
 
+    @property
+    def connection(self) -> Connection:
+        """The ports it stands on."""
+        return self._connection
+
     async def start(
         self,
         workflow: Defined | str,
@@ -76,6 +84,7 @@ class ConnectedClient:
         key: str | None = None,
         version: str | None = None,
         if_exists: IfExists = "return",
+        actor: str | None = None,
     ) -> Handle:
         """Start an execution and return its handle as soon as the log has taken it.
 
@@ -83,27 +92,36 @@ class ConnectedClient:
         `version`. With `key`, the execution that this key names: if it exists already the handle is to that one,
         or, with `if_exists="fail"`, `ExecutionExists` is raised (this asks the audit record, so it must be
         running). Raises `UnknownWorkflow`, `WorkflowDeleted` (of an object, within ten seconds), `VersionConflict`
-        if the object's version is registered with other content, `InputInvalid`, `NotSent`, `LogUnavailable`.
+        if the object's version is registered with other content, `InputInvalid`, `NotSent`, `StartUnconfirmed`
+        (a `LogUnavailable`).
         """
-        definition = await self._definition(workflow, version)
-        value = self._checked(workflow, definition, input, key)
-        execution = str(uuid.uuid4()) if key is None else keyed_execution_id(definition.name, key)
-        await self._replies.begin()
-        start = StartExecution(
-            execution=execution,
-            workflow=definition.name,
-            version=definition.version,
-            definition=definition.hash,
-            limits=self._connection.limits,
-            key=key,
-            input=value,
-            created_by=self._actor,
-            reply=self._replies.address,
-        )
-        # Before it is sent, so that not even the fastest reply finds no inbox.
-        inbox = self._replies.inbox(execution)
-        offset = await self._send(execution, start)
-        handle = self._handle(execution, offset)
+        name = workflow if isinstance(workflow, str) else workflow.definition.name
+        execution = _execution_id(name, key)
+        sent = False
+        try:
+            async with self._patiently():
+                definition = await self._definition(workflow, version)
+                value = self._checked(workflow, definition, input)
+                await self._replies.begin()
+            start = StartExecution(
+                execution=execution,
+                workflow=definition.name,
+                version=definition.version,
+                definition=definition.hash,
+                limits=self._connection.limits,
+                key=key,
+                input=value,
+                created_by=actor or self._actor,
+                reply=self._replies.address,
+            )
+            # Before it is sent, so that not even the fastest reply finds no inbox.
+            inbox = self._replies.inbox(execution)
+            sent = True
+            offset = await self._send(execution, start)
+        except LogUnavailable as error:
+            raise StartUnconfirmed(execution, sent, str(error)) from None
+        # Only a key may name an execution that has ended already, of which no reply tells.
+        handle = self._handle(execution, offset, first_look=LONGEST_LOOK if key is None else FIRST_LOOK)
         del inbox
         if if_exists == "fail" and key is not None:
             seen = await handle.decided(timeout=30.0)
@@ -143,8 +161,9 @@ class ConnectedClient:
         self._check_id(execution, reason)
         if version is not None and not from_start:
             raise InputInvalid("another version can only be retried from the start: from_start=True (--from-start)")
-        await self._replies.begin()
-        anew = await self._anew(execution, version)
+        async with self._patiently():
+            await self._replies.begin()
+            anew = await self._anew(execution, version)
         asked = RetryExecution(
             execution=execution,
             request=str(uuid.uuid4()),
@@ -203,7 +222,7 @@ class ConnectedClient:
         definition, named = started.definition, started.version
         if version is not None:
             chosen = await self._definition(started.workflow, version)
-            self._checked(started.workflow, chosen, started.input, None)
+            self._checked(started.workflow, chosen, started.input)
             definition, named = chosen.hash, chosen.version
         return {
             "workflow": started.workflow,
@@ -229,9 +248,14 @@ class ConnectedClient:
         if not is_text(reason):
             raise InputInvalid("the reason has a lone surrogate, which no UTF-8 text can hold")
 
-    def _handle(self, execution: str, start: int | None, *, is_retry: bool = False) -> Handle:
-        audit = self._connection.audit
-        return Handle(execution, start, self._replies, audit, self.cancel, is_retry=is_retry)
+    def _handle(
+        self, execution: str, start: int | None, *, is_retry: bool = False, first_look: float = 0.0
+    ) -> Handle:
+        return Handle(
+            *(execution, start, self._replies, self._connection.audit, self.cancel),
+            is_retry=is_retry,
+            first_look=first_look,
+        )
 
     async def _definition(self, workflow: Defined | str, version: str | None) -> WorkflowDefinition:
         definitions = self._connection.definitions
@@ -253,11 +277,7 @@ class ConnectedClient:
             raise UnknownWorkflow(workflow, wrong_version, definitions.workflows())
         return found
 
-    def _checked(self, workflow: Defined | str, definition: WorkflowDefinition, input: Any, key: str | None) -> Any:
-        if key is not None and not 1 <= len(key) <= MAX_KEY:
-            raise InputInvalid(f"a key has 1 to {MAX_KEY} characters, not {len(key)}")
-        if key is not None and not is_text(key):
-            raise InputInvalid("the key has a lone surrogate, which no UTF-8 text can hold")
+    def _checked(self, workflow: Defined | str, definition: WorkflowDefinition, input: Any) -> Any:
         try:
             value = decode(to_json(input)) if isinstance(workflow, str) else workflow.input_json(input)
             check_input(definition, value, self._connection.limits.input)
@@ -270,10 +290,31 @@ class ConnectedClient:
     async def _send(self, execution: str, message: StartExecution | CancelExecution | RetryExecution) -> int:
         topic = self._connection.topics.events
         record = Record(topic, root_id(execution).encode(), encode_message(message))
-        (delivery,) = await self._connection.producer.send([record])
+        async with self._patiently():
+            (delivery,) = await self._connection.producer.send([record])
         if delivery.error is not None:
             raise NotSent(f"the topic {topic} refused the record: {delivery.error}; has `flowpilot setup` run?")
         return delivery.offset
+
+    @asynccontextmanager
+    async def _patiently(self) -> AsyncIterator[None]:
+        patience = self._connection.patience
+        try:
+            async with asyncio.timeout(patience):
+                yield
+        except TimeoutError:
+            raise LogUnavailable(f"no answer within {patience:g} s") from None
+
+
+def _execution_id(workflow: str, key: str | None) -> str:
+    if key is None:
+        return str(uuid.uuid4())
+    if not 1 <= len(key) <= MAX_KEY:
+        raise InputInvalid(f"a key has 1 to {MAX_KEY} characters, not {len(key)}")
+    if not is_text(key):
+        raise InputInvalid("the key has a lone surrogate, which no UTF-8 text can hold")
+    # A name that no workflow can have is told by `UnknownWorkflow`.
+    return keyed_execution_id(workflow, key) if is_legal_name(workflow) else str(uuid.uuid4())
 
 
 def is_text(value: str) -> bool:

@@ -54,7 +54,10 @@ class AuditUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The ports of one client. Without `audit`, results come through the replies topic only."""
+    """The ports of one client. Without `audit`, results come through the replies topic only.
+
+    `patience`: seconds until the log's silence is an error; None: as long as the ports wait.
+    """
 
     topics: Topics
     limits: Limits
@@ -62,3 +65,4 @@ class Connection:
     reader: Reader
     definitions: Definitions
     audit: AuditView | None = None
+    patience: float | None = None

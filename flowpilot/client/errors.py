@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowpilot.core.errors import FlowPilotError
+from flowpilot.ports.log import LogUnavailable
 
 
 class UnknownWorkflow(FlowPilotError):
@@ -32,6 +33,20 @@ class UnknownExecution(FlowPilotError):
             f"the audit record does not know execution {execution}, so its workflow is not known: retry it without "
             "another version, or start PostgreSQL and the audit writer"
         )
+
+
+class StartUnconfirmed(FlowPilotError, LogUnavailable):
+    """Kafka did not acknowledge a start. `sent`: it may have been taken all the same, as execution `execution`."""
+
+    def __init__(self, execution: str, sent: bool, reason: str) -> None:
+        self.execution, self.sent = execution, sent
+        outcome = (
+            f"whether execution {execution} was started is not known: look for it later, or start it again with "
+            "the same key"
+            if sent
+            else f"execution {execution} was not started: start it again"
+        )
+        super().__init__(f"{reason}; {outcome}")
 
 
 class NotSent(FlowPilotError):
@@ -93,8 +108,8 @@ class ExecutionExists(FlowPilotError):
 
 
 class RetryRefused(FlowPilotError):
-    """The engine makes no retry. `refusal`: results_gone, input_gone, in_progress, incident, completed,
-    never_began, other_version, too_many_retries or unknown_execution."""
+    """The engine makes no retry. `refusal`: results_gone, input_gone, input_too_large, in_progress, incident,
+    completed, never_began, other_version, too_many_retries or unknown_execution."""
 
     def __init__(self, execution: str, refusal: str, detail: str) -> None:
         self.execution, self.refusal = execution, refusal

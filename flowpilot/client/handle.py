@@ -20,11 +20,14 @@ from flowpilot_schemas.messages import ExecutionEnded
 
 # Seconds between looks into the audit, which is the second way: the replies topic is the first.
 FIRST_LOOK, LONGEST_LOOK = 0.5, 2.0
+# However many wait in a process, together they look a hundred times a second at most.
+SHARE = 0.01
 
 
 class Handle:
     """An execution that was started, retried or named. `start` is the offset of its StartExecution, if it was
-    started; of a retry whatever end comes by the replies is its own."""
+    started; of a retry whatever end comes by the replies is its own. The audit is asked after `first_look`
+    seconds at the earliest: a look costs a connection, and the first one SQLAlchemy's imports."""
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class Handle:
         cancel: Callable[[str, str], Any],
         *,
         is_retry: bool = False,
+        first_look: float = 0.0,
     ) -> None:
         self.id = execution
         self.start = start
@@ -43,6 +47,7 @@ class Handle:
         self._seen: StartSeen | None = None
         self._cancel = cancel
         self._is_retry = is_retry
+        self._first_look = first_look
 
     def __repr__(self) -> str:
         return f"Handle({self.id!r})"
@@ -71,7 +76,7 @@ class Handle:
     async def ended(self, timeout: float | None = None) -> ExecutionEnded:
         """How it ended, whatever way. Raises `ResultTimeout`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        look, pause = 0.0, FIRST_LOOK
+        look, pause = time.monotonic() + self._first_look, FIRST_LOOK
         while True:
             own = self._inbox.ended.get(self.start) if self.start is not None else None
             if self._is_retry and self._inbox.ended:
@@ -79,13 +84,15 @@ class Handle:
             if own is not None:
                 return own
             now = time.monotonic()
-            if now >= look or self._inbox.ended:
+            is_late = deadline is not None and now >= deadline
+            if now >= look or is_late or self._inbox.ended:
                 found = await self._second_way()
                 if found is not None:
                     return found
                 now = time.monotonic()
-                look, pause = now + pause, min(pause * 1.5, LONGEST_LOOK)
-            if deadline is not None and now >= deadline:
+                look = now + max(pause, self._replies.waiting * SHARE)
+                pause = min(pause * 1.5, LONGEST_LOOK)
+            if is_late:
                 raise ResultTimeout(self.id, timeout or 0.0)
             await self._replies.wait(self._inbox, min(look, deadline or look) - now)
 

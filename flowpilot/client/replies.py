@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from zlib import crc32
 
@@ -60,6 +61,11 @@ class Replies:
         self._wake.set()
         return found
 
+    @property
+    def waiting(self) -> int:
+        """How many wait at present."""
+        return self._waiting
+
     async def wait(self, inbox: Inbox, timeout: float) -> None:
         """Until the inbox changes, at most `timeout` seconds."""
         self._waiting += 1
@@ -80,22 +86,26 @@ class Replies:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _read(self) -> None:
+        looked = 0.0
         while True:
             self._wake.clear()
+            # Who starts without waiting is not held up by reading what nobody asked for yet.
+            pause = EAGER if self._waiting else IDLE if self._inboxes else None
+            left = None if pause is None else looked + pause - time.monotonic()
+            if left is None or left > 0:
+                try:
+                    # Not wait_for: before Python 3.12 it may take a cancellation for a wake-up.
+                    async with asyncio.timeout(left):
+                        await self._wake.wait()
+                    continue
+                except TimeoutError:
+                    pass
             if self._inboxes:
                 try:
                     await self._look()
                 except LogUnavailable as error:
                     _log.debug("replies cannot be read at present", error=str(error))
-            if self._inboxes and self._waiting:
-                await asyncio.sleep(EAGER)
-                continue
-            try:
-                # Not wait_for: before Python 3.12 it may take a cancellation for a wake-up.
-                async with asyncio.timeout(IDLE if self._inboxes else None):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            looked = time.monotonic()
 
     async def _look(self) -> None:
         assert self._position is not None

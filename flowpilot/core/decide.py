@@ -56,7 +56,7 @@ class Taken(NamedTuple):
 
 def evolve(definition: WorkflowDefinition, state: Execution, event: e.CoreEvent, at: int) -> Execution:
     """The state after `event`. Raises `IllegalTransition` where the tables have no such move."""
-    if isinstance(event, lineage.OF_ROOTS):
+    if isinstance(event, lineage.OF_FAMILIES):
         return lineage.evolve(state, event)
     draft = Draft(definition, state, at)
     draft.emit(event)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from flowpilot.core import events as e
-from flowpilot.core.lineage import family_window
+from flowpilot.core.family import window_after_end
 from flowpilot.core.state import REFUSAL_KEPT_MS, Execution, StepState
 from flowpilot.core.status import (
     TERMINAL_STEP,
@@ -37,6 +37,7 @@ class Draft:
         self.deadline = before.deadline
         self.forget_at = before.forget_at
         self.refused = before.refused
+        self.retries = before.retries
         self._errors_kept: int | None = None
 
     def name(self, order: int) -> str:
@@ -64,6 +65,7 @@ class Draft:
             deadline=self.deadline,
             forget_at=self.forget_at,
             refused=self.refused,
+            retries=self.retries,
         )
 
     def _move(self, name: str, after: StepStatus, **changes: Any) -> int:
@@ -155,7 +157,10 @@ class Draft:
         self.status = check_execution(self.status, status)
         self.deadline = None
         # A retry is kept as long as its root, and a root as long as its retries.
-        self.forget_at = None if self.before.retry else family_window(self.before.retries, self.at + window_ms)
+        if self.before.retry:
+            self.forget_at = None
+        else:
+            self.retries, self.forget_at = window_after_end(self.before, self.at + window_ms)
 
     def _completed(self, _: e.ExecutionCompleted) -> None:
         self._over(ExecutionStatus.COMPLETED, self.definition.dedupe_window_ms)

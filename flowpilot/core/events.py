@@ -145,10 +145,11 @@ class RetryRefused(NamedTuple):
 
 
 class RetryBegun(NamedTuple):
-    """On the root: it has one more retry (`Retry`, as a list), and `start` is sent."""
+    """On the root: it has one more retry (`Retry`, as a list), and `start` is sent. At `check_at` it is checked."""
 
     retry: Json
     start: Json
+    check_at: int
 
 
 class RetryKnown(NamedTuple):
@@ -167,6 +168,26 @@ class RetryOver(NamedTuple):
     run: int
     status: str
     until: int
+
+
+class RetryChecked(NamedTuple):
+    """On the root: the retry that it waits for is sent `check`, and is to be checked again at `check_at`."""
+
+    check: Json
+    check_at: int | None
+
+
+class RetryDisowned(NamedTuple):
+    """On the root: a run that it knows nothing of called itself its retry, and is forgotten."""
+
+    retry: str
+    run: int
+
+
+class RetryEndTold(NamedTuple):
+    """On a retry that has ended: its root is told so once more."""
+
+    status: str
 
 
 class FamilyForgotten(NamedTuple):
@@ -214,6 +235,9 @@ CoreEvent = (
     | RetryBegun
     | RetryKnown
     | RetryOver
+    | RetryChecked
+    | RetryDisowned
+    | RetryEndTold
     | FamilyForgotten
     | ExecutionCompleted
     | ExecutionFailed
@@ -223,7 +247,7 @@ CoreEvent = (
 
 CLASSES: dict[str, type[CoreEvent]] = {cls.__name__: cls for cls in CoreEvent.__args__}
 UNRECORDED = (HeartbeatTaken, RetryOver)
-UNTOLD = (RetryBegun, RetryKnown, FamilyForgotten)
+UNTOLD = (RetryBegun, RetryKnown, RetryChecked, RetryDisowned, RetryEndTold, FamilyForgotten)
 
 
 def pack(event: CoreEvent) -> list[Json]:

@@ -11,7 +11,7 @@ from flowpilot.core.state import REFUSAL_KEPT_MS, Execution
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import root_id
 from flowpilot_schemas.messages import RetryAnswered, RetryEnded, RetryExecution
-from flowpilot_schemas.topics import HOUR
+from flowpilot_schemas.topics import DAY, HOUR
 
 
 class Outgoing(NamedTuple):
@@ -26,9 +26,11 @@ class Outgoing(NamedTuple):
     partition: int | None = None
 
 
-# Longer than any copy of its messages may be on its way: one that came after a retry is forgotten might begin it
-# once more.
-SHORTEST_FAMILY_MS = HOUR
+# A start that comes later than that after the request, by the broker's time, begins nothing: it may be a copy, from
+# an owner that stood still, of one whose family was forgotten. So no family is kept for a shorter time; an hour
+# more, since brokers' clocks differ.
+LATEST_START_MS = DAY
+SHORTEST_FAMILY_MS = LATEST_START_MS + HOUR
 
 
 def retry_ended(state: Execution, status: str, definition: WorkflowDefinition | None, at: int) -> RetryEnded:

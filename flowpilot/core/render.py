@@ -170,11 +170,14 @@ class _Run:
             case e.RetryRefused():
                 asked = {"execution": event.of, "request": event.request}
                 return answer(asked, event.reply, refused=event.refusal, detail=event.detail, running=event.running)
+            case e.RetryChecked():
+                return [self._event(event.check)]
+            case e.RetryDisowned():
+                return [self._forget(event.retry, event.run)]
+            case e.RetryEndTold():
+                return [self._ended(event.status)]
             case e.FamilyForgotten():
-                return [
-                    self._event(RetryForget(execution=execution, run=run).model_dump())
-                    for execution, run in event.retries
-                ]
+                return [self._forget(execution, run) for execution, run in event.retries]
             case _:
                 return []
 
@@ -260,8 +263,15 @@ class _Run:
         told = self._reply(status, **fields)
         if state.retry is None:
             return told
-        ended = retry_ended(state, status, self._definition, self._at)
-        return [*told, self._event(ended.model_dump())]
+        return [*told, self._ended(status)]
+
+    def _ended(self, status: str) -> Outgoing:
+        """From a retry to its root."""
+        return self._event(retry_ended(self.state, status, self._definition, self._at).model_dump())
+
+    def _forget(self, execution: str, run: int) -> Outgoing:
+        """From a root to its retry."""
+        return self._event(RetryForget(execution=execution, run=run).model_dump())
 
     def _event(self, message: Mapping[str, Any]) -> Outgoing:
         """A record to this very partition of the events topic."""

@@ -19,9 +19,10 @@ from flowpilot.core.render import is_over
 from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.claim import EventsTopic, claim
 from flowpilot.engine.errors import DefinitionNeeded, EngineHalt, PartitionStopped
-from flowpilot.engine.fold import Fold, Frame, Output
+from flowpilot.engine.fold import Fold, Frame
 from flowpilot.engine.housekeeping import due_events, next_due, tombstones
 from flowpilot.engine.observed import Observed
+from flowpilot.engine.outputs import Output
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition, Trial
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
@@ -199,6 +200,7 @@ class Engine:
             owned.sent_through,
             self._known,
             lambda bound: owned.forgets.reached(bound, len(owned.forgets)),
+            lambda offset: owned.owing.get(offset, ()),
         )
         fold = Fold(frame)
         for position, record in enumerate(records):
@@ -214,7 +216,7 @@ class Engine:
         reached = max(owned.watermark.offset, covered[-1].offset)
         owned.watermark = owned.watermark._replace(offset=reached)
         entries[WATERMARK_KEY] = owned.watermark.entry(owned.epoch)
-        return _Work(owned, covered, overlay, frame.outputs, entries)
+        return _Work(owned, covered, overlay, fold.outputs.records, entries)
 
     async def _fold_one(self, fold: Fold, record: Fetched) -> None:
         try:
@@ -278,7 +280,9 @@ class Engine:
         owned.sent_through = max(owned.sent_through, work.records[-1].offset)
         for state in work.overlay.changed.values():
             owned.index(state)
-            definition = work.overlay.definition(state.definition) if is_over(state) else None
+        over = [state for state in work.overlay.changed.values() if is_over(state)]
+        for state in (*work.overlay.replaced, *over):
+            definition = work.overlay.definition(state.definition)
             if definition is not None:
                 owned.remove_later(state, definition)
 

@@ -7,38 +7,32 @@ What a record decides depends on the log and the table alone: not on epochs, bat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from flowpilot.core import decide, lineage
-from flowpilot.core.dead_letters import dead_letter, dead_letter_key
+from flowpilot.core import decide, lineage, refusals
 from flowpilot.core.decision import Decision
 from flowpilot.core.events import UNRECORDED, CoreEvent, ExecutionIncident, StartRefused, pack, unpack
 from flowpilot.core.murmur2 import partition_of
-from flowpilot.core.notices import Outgoing, refusal_of
+from flowpilot.core.notices import refusal_of
 from flowpilot.core.render import Home, PayloadGone, may_lack_payloads, render
 from flowpilot.core.state import Execution, OutboxEntry
 from flowpilot.engine.errors import PartitionStopped
-from flowpilot.engine.keys import input_key, output_key
+from flowpilot.engine.keys import output_key
+from flowpilot.engine.outputs import Outputs
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.reading import Message, execution_of, read, read_or_none
-from flowpilot.ports.log import Fetched, Record
+from flowpilot.engine.starting import Known, begin, holds
+from flowpilot.ports.log import Fetched
 from flowpilot_schemas import messages as m
-from flowpilot_schemas.codec import BadRecord, encode, encode_message
+from flowpilot_schemas.codec import BadRecord
 from flowpilot_schemas.definition import WorkflowDefinition
-from flowpilot_schemas.history import HEADER_HOPS
 from flowpilot_schemas.ids import root_id
 from flowpilot_schemas.topics import Topics
 
+OfAFamily = m.RetryExecution | m.RetryEnded | m.RetryCheck | m.RetryForget
+
 _FAULT = "engine_fault"
 _DETAIL_KEPT = 300
-
-
-class Output(NamedTuple):
-    """A record to be sent once the state is durable. `task_id` is set for a step message."""
-
-    record: Record
-    task_id: str | None = None
 
 
 @dataclass
@@ -53,54 +47,51 @@ class Frame:
     sent_through: int
     # Definitions read from their topic, for the first use in this partition. None: surely not there; a hash
     # that was not looked for yet raises `DefinitionNeeded`.
-    known: Callable[[str], WorkflowDefinition | None]
+    known: Known
     forgettable: Callable[[int], Iterable[str]]
-    outputs: list[Output] = field(default_factory=list)
+    # The executions that have an unsent decision on the record at this offset: whom a Forget made speak.
+    owing: Callable[[int], Iterable[str]]
 
 
 class Fold:
-    """Folds the records of one batch, one after another, into `frame.overlay` and `frame.outputs`."""
+    """Folds the records of one batch, one after another, into `frame.overlay` and `outputs`."""
 
     def __init__(self, frame: Frame) -> None:
         self._frame = frame
         self._overlay = frame.overlay
         self._home = Home(frame.topics.events, frame.partition)
-        topics = frame.topics
-        self._topics = {
-            "history": topics.history,
-            "control": topics.control,
-            "reply": topics.replies,
-            "event": topics.events,
-        }
+        self.outputs = Outputs(frame.topics)
 
     def record(self, record: Fetched) -> None:
         """Fold one record, wholly or (if it raises) not at all.
 
         Raises `DefinitionNeeded`, `PartitionStopped`, and whatever a defect of ours raises.
         """
-        sent = len(self._frame.outputs)
+        sent = len(self.outputs.records)
         self._overlay.mark()
         try:
             self._record(record)
         except BaseException:
             self._overlay.roll_back()
-            del self._frame.outputs[sent:]
+            del self.outputs.records[sent:]
             raise
 
     def _record(self, record: Fetched) -> None:
         try:
             message = read(record)
         except BadRecord as bad:
-            self._dead_letter(record, bad.reason, bad.detail)
+            self.outputs.dead_letter(record, bad.reason, bad.detail)
             return
         if isinstance(message, m.StepFailed) and message.error.kind == "dispatch_failed":
-            self._dead_letter(record, "dispatch_failed", message.error.message)
+            self.outputs.dead_letter(record, "dispatch_failed", message.error.message)
         match message:
             case m.Forget():
                 self._forget(record, message)
             case m.RetryExecution():
                 self._for_execution(record, root_id(message.execution), message)
-            case m.StartExecution() | m.CancelExecution() | m.TimerFired() | m.RetryEnded() | m.RetryForget():
+            case m.StartExecution() | m.CancelExecution() | m.TimerFired():
+                self._for_execution(record, message.execution, message)
+            case m.RetryEnded() | m.RetryCheck() | m.RetryForget():
                 self._for_execution(record, message.execution, message)
             case _:
                 self._for_execution(record, message.task_id.partition("/")[0], message)
@@ -121,7 +112,7 @@ class Fold:
             refused = decide.refuse_start(message, _FAULT, reason, record.timestamp, record.offset)
             decision = lineage.inherited(state, refused)
         if decision is None or not decision.events:
-            self._dead_letter(record, _FAULT, detail)
+            self.outputs.dead_letter(record, _FAULT, detail)
             return
         self._fault_letter(record, decision.events)
         self._commit(record, state, decision, begins=state is None or state.forgotten or state.refused)
@@ -130,20 +121,23 @@ class Fold:
         """The dead letter of a defect, if that is what `events` tell: the same however often it is sent."""
         for event in events:
             if isinstance(event, ExecutionIncident) or (isinstance(event, StartRefused) and event.reason == _FAULT):
-                self._dead_letter(record, _FAULT, event.detail)
+                self.outputs.dead_letter(record, _FAULT, event.detail)
 
     def _for_execution(self, record: Fetched, execution: str, message: Message) -> None:
         state = self._overlay.state(execution)
         if state is None and not self._is_home(record, execution):
             return
         if state is not None and record.offset <= state.src:
-            never_held = record.offset < state.run or lineage.is_stand_in(state)
-            if not self._send_again(record, state) and never_held:
-                self._before_the_run(record, execution, message)
+            if self._send_again(record, state):
+                return
+            if record.offset < state.run or lineage.is_stand_in(state):
+                self._before_the_run(record, state, message)
+            elif state.refused and not isinstance(message, m.StartExecution | OfAFamily):
+                self._unknown(record, execution, message)
         elif isinstance(message, m.StartExecution):
             if state is not None or record.offset > self._frame.recovered_watermark:
                 self._start(record, state, message)
-        elif isinstance(message, m.RetryExecution | m.RetryEnded | m.RetryForget):
+        elif isinstance(message, OfAFamily):
             self._of_a_family(record, state, message)
         elif state is None or state.forgotten:
             self._unknown(record, execution, message)
@@ -154,14 +148,12 @@ class Fold:
             else:
                 self._commit(record, state, decide.decide(definition, state, message, record.timestamp))
 
-    def _of_a_family(
-        self, record: Fetched, state: Execution | None, message: m.RetryExecution | m.RetryEnded | m.RetryForget
-    ) -> None:
+    def _of_a_family(self, record: Fetched, state: Execution | None, message: OfAFamily) -> None:
         """What a root decides on its retries (`flowpilot.core.lineage`), and that a retry goes with its root."""
         match message:
             case m.RetryExecution():
                 self._check_rules(record, message.rules)
-                known, anew = lineage.is_known(state, message), lineage.can_begin_anew(message)
+                known, anew = refusals.is_known(state, message), refusals.can_begin_anew(message)
                 if state is None and anew and record.offset <= self._frame.recovered_watermark:
                     return  # taken up before, and all of it forgotten since
                 if not (known or anew):
@@ -171,16 +163,25 @@ class Fold:
                 root = lineage.opened(message, record.offset) if state is None or begins else state
                 events = lineage.decide_retry(root, message, record.timestamp)
                 self._commit(record, state, lineage.decision(root, events), begins=begins)
+            case m.RetryEnded() if state is None or lineage.is_marker(state):
+                self.outputs.disown(record, message)
             case m.RetryEnded() if state is not None:
                 self._commit(record, state, lineage.decision(state, lineage.decide_ended(state, message)))
+            case m.RetryCheck() if state is None or state.forgotten:
+                if state is not None or record.offset > self._frame.recovered_watermark:
+                    start, detail = lineage.lost_start(message), "its start was lost; ask for another retry"
+                    lost = decide.refuse_start(start, "start_lost", detail, record.timestamp, record.offset)
+                    self._commit(record, state, lost, begins=True)
+            case m.RetryCheck() if state is not None:
+                self._commit(record, state, lineage.decision(state, lineage.decide_check(state, message)))
             case m.RetryForget() if state is not None and lineage.goes_with(state, message):
                 forgotten = lineage.forget(state)._replace(src=record.offset)
                 self._overlay.put(forgotten._replace(outbox=self._kept(state, begins=False)))
 
     def _nothing_to_retry(self, record: Fetched, message: m.RetryExecution) -> None:
-        refusal = lineage.gone(message)
-        self._dead_letter(record, "unknown_execution", refusal.detail)
-        self._send(refusal_of(message, refusal.reason, refusal.detail))
+        refusal = refusals.gone(message)
+        self.outputs.dead_letter(record, "unknown_execution", refusal.detail)
+        self.outputs.send(refusal_of(message, refusal.reason, refusal.detail))
 
     def _check_rules(self, record: Fetched, rules: int) -> None:
         if rules > m.RULES:
@@ -191,55 +192,11 @@ class Fold:
 
     def _start(self, record: Fetched, state: Execution | None, message: m.StartExecution) -> None:
         self._check_rules(record, message.rules)
-        if state is not None and _holds(state, message):
+        if state is not None and holds(state, message):
             self._commit(record, state, decide.decide_again(state, message))
             return
-        given, place = encode(message.input), (message.retry.input_of if message.retry else None)
-        reason, detail, definition = "", "", None
-        if place is not None:
-            try:
-                given = self._overlay.input(*place)
-            except PayloadGone:
-                reason, detail = "results_gone", f"the input of execution {place[0]} is gone"
-        if not reason:
-            reason, detail, definition = self._why_refused(message, given)
-        if definition is None or reason:
-            refused = decide.refuse_start(message, reason, detail, record.timestamp, record.offset)
-            self._commit(record, state, lineage.inherited(state, refused), begins=True)
-            return
-        if place is None:
-            self._overlay.put_payload(input_key(message.execution, record.offset), given, record.offset)
-        taken = self._taken(definition, message.retry) if message.retry else ()
-        started = decide.decide_start(definition, message, len(given), record.timestamp, record.offset, taken)
-        if self._overlay.definition(definition.hash) is None:
-            self._overlay.put_definition(definition, record.offset)
-        self._commit(record, state, lineage.inherited(state, started), begins=True)
-
-    def _taken(self, definition: WorkflowDefinition, retry: m.RetryOf) -> list[decide.Taken]:
-        """The steps whose outputs are there already: written once, by those that the retry shares results with,
-        all of which have ended; what they hold cannot change any more, nor go before the retry is forgotten."""
-        taken: list[decide.Taken] = []
-        for order, step in enumerate(definition.steps):
-            for number, (execution, run) in enumerate(retry.shares):
-                try:
-                    size = len(self._overlay.output(execution, run, step.name))
-                except PayloadGone:
-                    continue
-                taken.append(decide.Taken(order, size, number))
-                break
-        return taken
-
-    def _why_refused(self, message: m.StartExecution, given: bytes) -> tuple[str, str, WorkflowDefinition | None]:
-        definition = self._overlay.definition(message.definition) or self._frame.known(message.definition)
-        if definition is None:
-            return "unknown_definition", f"no definition {message.definition} is registered", None
-        if (definition.name, definition.version) != (message.workflow, message.version):
-            theirs = f"{definition.name} version {definition.version}"
-            return "other_definition", f"the definition {message.definition} is that of {theirs}", definition
-        if len(given) > message.limits.input:
-            limit = f"the limit (FLOWPILOT_TRIGGER_LIMIT) is {message.limits.input}"
-            return "input_too_large", f"the input has {len(given)} bytes; {limit}", definition
-        return "", "", definition
+        begun = begin(record, message, self._overlay, self._frame.known)
+        self._commit(record, state, lineage.inherited(state, begun), begins=True)
 
     def _commit(
         self, record: Fetched, before: Execution | None, decision: Decision, *, begins: bool = False
@@ -258,7 +215,7 @@ class Fold:
         packed = [pack(event) for event in told]
         entry = OutboxEntry(record.offset, record.timestamp, after.seq + 1, after.head, packed)
         rendered = render(self._definition_of(after), after, entry, told, self._overlay, self._home)
-        self._send(rendered.messages)
+        self.outputs.send(rendered.messages)
         outbox = (*kept, entry)
         self._overlay.put(after._replace(src=record.offset, seq=rendered.seq, head=rendered.head, outbox=outbox))
 
@@ -286,38 +243,29 @@ class Fold:
                 if not may_lack_payloads(owner):
                     raise
                 continue  # removed only after everything had been sent
-            self._send(rendered.messages)
+            self.outputs.send(rendered.messages)
         return found
 
-    def _before_the_run(self, record: Fetched, execution: str, message: Message) -> None:
+    def _before_the_run(self, record: Fetched, state: Execution, message: Message) -> None:
         """Of what was there before this run nothing is known any more: as if there were no state."""
         if isinstance(message, m.RetryExecution):
-            if not lineage.can_begin_anew(message):
+            if not refusals.can_begin_anew(message):
                 self._nothing_to_retry(record, message)
+        elif isinstance(message, m.RetryEnded):
+            if lineage.is_foreign(state, message):
+                self.outputs.disown(record, message)
         elif not isinstance(message, m.StartExecution):
-            self._unknown(record, execution, message)
+            self._unknown(record, state.id, message)
 
     def _definition_of(self, state: Execution) -> WorkflowDefinition | None:
         return None if state.refused else self._overlay.definition(state.definition)
 
-    def _send(self, messages: Sequence[Outgoing]) -> None:
-        """To the outputs; but nobody who starts an execution makes the engine write to a topic of his choice."""
-        outputs, topics = self._frame.outputs, self._topics
-        for kind, key, value, headers, queue, topic, partition in messages:
-            if kind == "step":
-                step = Record(self._step_topic(queue), key.encode(), value, partition, headers)
-                outputs.append(Output(step, key))
-            elif kind != "reply" or topic == topics["reply"]:
-                outputs.append(Output(Record(topics[kind], key.encode(), value, partition, headers)))
-
-    def _step_topic(self, queue: str | None) -> str:
-        name = f"steps/{queue}"
-        if name not in self._topics:
-            self._topics[name] = self._frame.topics.steps(queue or "")
-        return self._topics[name]
-
     def _forget(self, record: Fetched, message: m.Forget) -> None:
         """Every finished execution whose window has passed becomes a marker; the order does not matter."""
+        for execution in self._frame.owing(record.offset):
+            owing = self._overlay.state(execution)
+            if owing is not None and record.offset <= owing.src:
+                self._send_again(record, owing)
         bound = min(message.before, record.timestamp)
         # The index is of the table; what this batch changed is looked at too: its borders decide nothing.
         for execution in {*self._frame.forgettable(bound), *self._overlay.changed}:
@@ -325,41 +273,22 @@ class Fold:
             if state is None or record.offset <= state.src or state.forget_at is None or state.forget_at > bound:
                 continue
             if state.retries:
-                self._commit(record, state, lineage.decision(state, [lineage.family_forgotten(state)]))
+                decided = lineage.decide_forget(state, record.timestamp)
+                self._commit(record, state, lineage.decision(state, [decided]))
                 continue
             kept = self._kept(state, begins=False)
             self._overlay.put(lineage.forget(state)._replace(src=record.offset, outbox=kept))
 
     def _unknown(self, record: Fetched, execution: str, message: Message) -> None:
-        if isinstance(message, m.TimerFired | m.StepHeartbeat | m.RetryEnded | m.RetryForget):
+        if isinstance(message, m.TimerFired | m.StepHeartbeat | OfAFamily):
             return  # of an execution that was forgotten meanwhile
         detail = f"no execution {execution} is known; it never was, or its window has passed"
-        self._dead_letter(record, "unknown_execution", detail)
+        self.outputs.dead_letter(record, "unknown_execution", detail)
 
     def _is_home(self, record: Fetched, execution: str) -> bool:
         """Whether the record came to the partition of its execution. If not, it is forwarded, once."""
-        root = root_id(execution).encode()
-        home = partition_of(root, self._frame.partitions)
+        home = partition_of(root_id(execution).encode(), self._frame.partitions)
         if home == record.partition:
             return True
-        if any(name == HEADER_HOPS for name, _ in record.headers):
-            detail = f"the record came to partition {record.partition} twice; the execution's is {home}"
-            self._dead_letter(record, "wrong_partition", detail)
-        else:
-            headers = (*record.headers, (HEADER_HOPS, b"1"))
-            forwarded = Record(self._frame.topics.events, root, record.value, home, headers)
-            self._frame.outputs.append(Output(forwarded))
+        self.outputs.forward(record, execution, home)
         return False
-
-    def _dead_letter(self, record: Fetched, reason: str, detail: str) -> None:
-        """Depends on the record alone: sent on every delivery, watermark or not."""
-        letter = encode_message(dead_letter(record, reason, detail, "engine"))
-        self._frame.outputs.append(
-            Output(Record(self._frame.topics.dead_letters, dead_letter_key(record), letter, record.partition))
-        )
-
-
-def _holds(state: Execution, message: m.StartExecution) -> bool:
-    """Whether `state` holds the id against `message`. One that was forgotten, or never began, gives way; but a
-    retry has one start alone, and its copies are that one."""
-    return not (state.forgotten or (state.refused and message.retry is None))

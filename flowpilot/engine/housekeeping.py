@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flowpilot.core.state import Execution, decode_execution
+from flowpilot.core.lineage import is_marker
+from flowpilot.core.state import decode_execution
 from flowpilot.engine.claim import EventsTopic
 from flowpilot.engine.keys import state_key
 from flowpilot.engine.owned import OwnedPartition
@@ -51,11 +52,6 @@ def next_due(owned: OwnedPartition) -> int | None:
     return min([due for due in (deadline, forget) if due is not None], default=None)
 
 
-def _is_marker(state: Execution) -> bool:
-    """Whether nothing is left of it to be known: a root that was forgotten may still have retries."""
-    return state.forgotten and not state.retries
-
-
 def tombstones(owned: OwnedPartition) -> dict[bytes, Entry]:
     """The keys that may go: payloads of runs that are over, then markers, once all that needs them was sent."""
     entries: dict[bytes, Entry] = {}
@@ -71,6 +67,6 @@ def tombstones(owned: OwnedPartition) -> dict[bytes, Entry]:
         key = state_key(execution)
         stored = owned.table.get(key)
         state = decode_execution(stored) if stored is not None else None
-        if state is not None and _is_marker(state) and state.src <= owned.sent_through:
+        if state is not None and is_marker(state) and state.src <= owned.sent_through:
             entries[key] = Entry(None, state.src, owned.epoch)
     return entries

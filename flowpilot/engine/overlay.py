@@ -28,6 +28,8 @@ class Overlay:
         self._definitions: dict[str, tuple[WorkflowDefinition, int]] = {}
         self._undo: list[Callable[[], object]] = []
         self.changed: dict[str, Execution] = {}
+        # Runs whose key another run has taken: nobody will ask for their inputs and outputs again.
+        self.replaced: list[Execution] = []
 
     def mark(self) -> None:
         """From here on changes can be taken back by `roll_back`."""
@@ -56,6 +58,10 @@ class Overlay:
 
     def put(self, state: Execution) -> None:
         """Set an execution's state."""
+        before = self.state(state.id)
+        if before is not None and before.run != state.run:
+            self.replaced.append(before)
+            self._undo.append(self.replaced.pop)
         self._set(self._read, state.id, state)
         self._set(self.changed, state.id, state)
 

@@ -74,6 +74,8 @@ class OwnedPartition:
     forgets: DueIndex = field(default_factory=DueIndex)
     ended: deque[Ended] = field(default_factory=deque)
     markers: deque[tuple[str, int]] = field(default_factory=deque)  # (execution, src of its marker)
+    # As recovered: who has decided on the record at an offset and may not have said so yet.
+    owing: dict[int, list[str]] = field(default_factory=dict)
     forget_asked_at: int = 0
     checked_at: int = 0
 
@@ -89,6 +91,9 @@ class OwnedPartition:
             if is_state(key) and entry.value is not None:
                 state = decode_execution(entry.value)
                 self.index(state)
+                for outbox in state.outbox:
+                    if outbox.cause > self.sent_through:
+                        self.owing.setdefault(outbox.cause, []).append(state.id)
                 states[state.id] = state
         for key, entry in self.table.items():
             payload = payload_of(key)

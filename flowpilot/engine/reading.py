@@ -10,9 +10,9 @@ from flowpilot_schemas.ids import TaskId, is_execution_id, root_id
 
 _NAMES_ITS_EXECUTION = (
     *(m.StartExecution, m.CancelExecution, m.TimerFired),
-    *(m.RetryExecution, m.RetryEnded, m.RetryForget),
+    *(m.RetryExecution, m.RetryEnded, m.RetryCheck, m.RetryForget),
 )
-Message = m.StartExecution | m.RetryExecution | m.RetryEnded | m.RetryForget | decide.Message
+Message = m.StartExecution | m.RetryExecution | m.RetryEnded | m.RetryCheck | m.RetryForget | decide.Message
 
 
 def read(record: Fetched) -> m.Event:
@@ -34,8 +34,11 @@ def read(record: Fetched) -> m.Event:
                 all(root_id(place) == root_id(message.execution) for place, _ in places),
                 "an execution shares results with others of its root alone",
             )
+        elif isinstance(message, m.RetryCheck):
+            _require(message.execution != root_id(message.execution), "execution is no retry")
         elif isinstance(message, m.RetryEnded):
-            _require(root_id(message.retry) == message.execution, "retry is no retry of execution")
+            is_retry = is_execution_id(message.retry) and message.retry != message.execution
+            _require(is_retry and root_id(message.retry) == message.execution, "retry is no retry of execution")
     elif not isinstance(message, m.Forget):
         _require(TaskId.parse(message.task_id) is not None, "task_id is not a task id")
     return message

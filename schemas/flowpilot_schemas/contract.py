@@ -50,6 +50,7 @@ def public_messages(topics: Topics) -> list[PublicMessage]:
         (events, m.CancelExecution),
         (events, m.RetryExecution),
         (events, m.RetryEnded),
+        (events, m.RetryCheck),
         (events, m.RetryForget),
         (events, m.TimerFired),
         (events, m.Forget),

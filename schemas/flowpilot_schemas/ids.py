@@ -13,6 +13,9 @@ _NAMESPACE = uuid.UUID("6f0d9c3a-58b1-5e0e-9a3e-2f7f4c1f0b11")
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?\Z")
 _STEP_NAME = re.compile(r"[A-Za-z_](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_])?\Z")
+# The highest n of an `R.n`.
+MAX_RETRY = 999_999
+
 _EXECUTION = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:\.[1-9][0-9]{0,5})?\Z")
 
 

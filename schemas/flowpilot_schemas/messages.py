@@ -1,7 +1,8 @@
 """What travels on `flowpilot.events` and `flowpilot.triggers`, and what workers receive and answer.
 
 On the wire every type is dotted lower case. Unknown fields are ignored, so that a later release may add some;
-a `v` beyond 1 is refused (see `codec.parse`).
+a `v` beyond 1 is refused (see `codec.parse`). What FlowPilot says to itself stands in `flowpilot_schemas.own`, and
+what all of it is made of in `flowpilot_schemas.wire`; both can be had from here.
 """
 
 from __future__ import annotations
@@ -10,51 +11,24 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
-from flowpilot_schemas.limits import MAX_KEY, Limits
+from flowpilot_schemas.ids import MAX_RETRY
+from flowpilot_schemas.limits import Limits
+from flowpilot_schemas.own import Forget as Forget
+from flowpilot_schemas.own import RetryCheck as RetryCheck
+from flowpilot_schemas.own import RetryEnded as RetryEnded
+from flowpilot_schemas.own import RetryForget as RetryForget
+from flowpilot_schemas.own import RetryOf as RetryOf
+from flowpilot_schemas.own import TimerFired as TimerFired
+from flowpilot_schemas.wire import Key, Message, Name, Offset, RequestId, Text
+from flowpilot_schemas.wire import Origin as Origin
+from flowpilot_schemas.wire import ReplyTo as ReplyTo
+from flowpilot_schemas.wire import Untyped as Untyped
 
 RULES = 1
 """The newest set of fold rules that this release knows (field `rules` of StartExecution)."""
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
-Text = Annotated[str, StringConstraints(max_length=1_000)]
-Key = Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY)]
-RequestId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
-Offset = Annotated[int, Field(ge=0, le=2**62)]
-Partition = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
-
-class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-    v: Literal[1] = 1
-
-
-class Untyped(_Message):
-    """What every message has, whatever its type."""
-
-
-class Origin(BaseModel):
-    """The trigger record an execution comes from."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    topic: Text
-    topic_id: Text
-    partition: Partition
-    offset: Offset
-
-
-class ReplyTo(BaseModel):
-    """Where the terminal event goes for a client that waits."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    topic: Text
-    partition: Partition
-    key: Text | None = None
-
-
-class Trigger(_Message):
+class Trigger(Message):
     """A record on `flowpilot.triggers`: start `workflow` (its current version unless named)."""
 
     workflow: Name
@@ -64,26 +38,7 @@ class Trigger(_Message):
     created_by: Text | None = None
 
 
-class RetryOf(BaseModel):
-    """Which execution a start retries, and what it shares with it: places are (execution, run), never copies.
-
-    `shares`: where outputs of completed steps lie, the nearest first. `input_of`: where the input lies; without
-    it, the start's own `input` is meant.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    execution: Text
-    run: Offset | None = None
-    request: RequestId
-    actor: Text
-    reason: Text = ""
-    from_start: bool = False
-    shares: list[tuple[Text, Offset]] = []
-    input_of: tuple[Text, Offset] | None = None
-
-
-class StartExecution(_Message):
+class StartExecution(Message):
     """Start an execution, or find the one that the id names already. `input` was validated by the producer.
 
     Only the engine starts an `R.n`: `retry` says what of (see `RetryExecution`).
@@ -112,7 +67,7 @@ class GivenInput(BaseModel):
     value: JsonValue = None
 
 
-class RetryExecution(_Message):
+class RetryExecution(Message):
     """Ask for a new execution `R.n` that retries `execution`, which is R or one of its retries.
 
     The same `request` twice makes one retry. With `from_start` nothing is shared, and `version` with its
@@ -130,33 +85,13 @@ class RetryExecution(_Message):
     version: Text | None = None
     definition: Text | None = None
     input: GivenInput | None = None
-    known: Annotated[int, Field(ge=0, le=999_999)] = 0
+    known: Annotated[int, Field(ge=0, le=MAX_RETRY)] = 0
     rules: Annotated[int, Field(ge=1)] = RULES
     limits: Limits = Limits()
     reply: ReplyTo | None = None
 
 
-class RetryEnded(_Message):
-    """The engine to itself: the retry `retry` of the root `execution` is over; it is kept until `until` (ms)."""
-
-    type: Literal["retry.ended"] = "retry.ended"
-    execution: Text
-    retry: Text
-    run: Offset
-    request: RequestId
-    status: Literal["completed", "failed", "cancelled", "refused"]
-    until: Annotated[int, Field(ge=0, le=2**62)]
-
-
-class RetryForget(_Message):
-    """The engine to itself: the root of `execution` was forgotten, and this run of the retry with it."""
-
-    type: Literal["retry.forget"] = "retry.forget"
-    execution: Text
-    run: Offset
-
-
-class CancelExecution(_Message):
+class CancelExecution(Message):
     """Cancel an execution. Without `run`, the run that the engine holds."""
 
     type: Literal["execution.cancel"] = "execution.cancel"
@@ -191,7 +126,7 @@ RESERVED_KINDS = frozenset(
 )
 
 
-class _Answer(_Message):
+class _Answer(Message):
     task_id: Text
     worker_id: Text | None = None
     broker_task_id: Text | None = None  # topic/partition/offset of the step message
@@ -227,25 +162,11 @@ class StepHeartbeat(_Answer):
     details: JsonValue = None
 
 
-class TimerFired(_Message):
-    """A deadline of this execution may have passed; the record's broker time decides."""
-
-    type: Literal["timer.fired"] = "timer.fired"
-    execution: Text
-    run: Offset
-
-
-class Forget(_Message):
-    """Finished executions of this partition whose window ended before `before` (ms) may be forgotten."""
-
-    type: Literal["partition.forget"] = "partition.forget"
-    before: Annotated[int, Field(ge=0, le=2**62)]
-
-
 Event = (
     StartExecution
     | RetryExecution
     | RetryEnded
+    | RetryCheck
     | RetryForget
     | CancelExecution
     | StepCompleted
@@ -267,11 +188,12 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "timer.fired": TimerFired,
     "partition.forget": Forget,
     "retry.ended": RetryEnded,
+    "retry.check": RetryCheck,
     "retry.forget": RetryForget,
 }
 
 
-class StepReady(_Message):
+class StepReady(Message):
     """The step message. `parents` holds the outputs of the parents that the step takes."""
 
     type: Literal["step.ready"] = "step.ready"
@@ -283,7 +205,7 @@ class StepReady(_Message):
     attempt: Annotated[int, Field(ge=1)]
     idempotency_key: Text
     input: JsonValue = None
-    parents: dict[str, JsonValue] = {}
+    parents: dict[str, JsonValue] = Field(default={})
     args: dict[str, JsonValue] | None = None
     last_heartbeat: JsonValue = None
     start_to_close_ms: Annotated[int, Field(ge=1)]
@@ -293,7 +215,7 @@ class StepReady(_Message):
     reply: ReplyTo
 
 
-class Cancelled(_Message):
+class Cancelled(Message):
     """On `flowpilot.control`: nothing of this run is wanted any more."""
 
     type: Literal["execution.cancelled"] = "execution.cancelled"
@@ -301,14 +223,14 @@ class Cancelled(_Message):
     run: Offset
 
 
-class Superseded(_Message):
+class Superseded(Message):
     """On `flowpilot.control`: this attempt's answer will not be taken any more."""
 
     type: Literal["attempt.superseded"] = "attempt.superseded"
     task_id: Text
 
 
-class ExecutionEnded(_Message):
+class ExecutionEnded(Message):
     """On `flowpilot.replies`, to the client that waits: how the run ended.
 
     `output_omitted`: the outputs of the last steps together are beyond the limit `step_inputs`.
@@ -320,11 +242,11 @@ class ExecutionEnded(_Message):
     status: Literal["completed", "failed", "cancelled", "refused"]
     output: JsonValue = None
     output_omitted: bool = False
-    errors: dict[str, JsonValue] = {}
+    errors: dict[str, JsonValue] = Field(default={})
     reason: str | None = None
 
 
-class RetryAnswered(_Message):
+class RetryAnswered(Message):
     """On `flowpilot.replies`, to the client that asked for a retry: the execution `retry`, or why there is none.
 
     `refused` is a stable word, `detail` the sentence that goes with it, `running` the retry that stands against it.
@@ -339,7 +261,7 @@ class RetryAnswered(_Message):
     running: Text | None = None
 
 
-class DeadLetter(_Message):
+class DeadLetter(Message):
     """A record nobody could process. Its bytes are base64; above the size limit only the first 64 KiB."""
 
     HEAD: ClassVar[int] = 64 * 1024

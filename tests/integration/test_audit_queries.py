@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
-from sqlalchemy import Select
+from sqlalchemy import func, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from flowpilot.adapters.postgres.dead_letters import DeadLetterQueries, Place, Wanted
-from flowpilot.adapters.postgres.models import WorkflowExecution
-from flowpilot.adapters.postgres.queries import AuditQueries
+from flowpilot.adapters.postgres.models import TaskExecution
+from flowpilot.adapters.postgres.queries import AuditQueries, Filter, Listed
 from flowpilot.core.dead_letters import dead_letter
 from flowpilot.ports.audit import Letter
 from flowpilot.ports.log import Fetched
@@ -31,25 +32,14 @@ def world(database_url: str) -> Iterator[AuditWorld]:
 
 
 class OneQueryARow(AuditQueries):
-    """Deliberately wrong: loads the tasks and retries of each execution on its own."""
+    """Deliberately wrong: counts the tasks of each execution on its own."""
 
-    def list_executions(self, **filters: object) -> list[WorkflowExecution]:
-        with Session(self._engine, expire_on_commit=False) as session:
-            found = session.scalars(self._with_relations(super_select())).all()
-            for execution in found:
-                session.refresh(execution, ["tasks"])
-                session.refresh(execution, ["retries"])
-            return list(found)
-
-    @staticmethod
-    def _with_relations(found: Select[WorkflowExecution]) -> Select[WorkflowExecution]:
+    def list_executions(self, wanted: Filter = Filter(), **page: int | None) -> list[Listed]:  # noqa: B008
+        found = super().list_executions(wanted, limit=page["limit"] or 1)
+        with Session(self._engine) as session:
+            for row in found:
+                session.scalar(select(func.count()).where(TaskExecution.workflow_execution_id == row.execution.id))
         return found
-
-
-def super_select() -> Select[WorkflowExecution]:
-    from sqlalchemy import select
-
-    return select(WorkflowExecution).order_by(WorkflowExecution.id.desc())
 
 
 def _check_constant_number_of_queries(world: AuditWorld, queries: AuditQueries) -> None:
@@ -64,8 +54,8 @@ def _check_constant_number_of_queries(world: AuditWorld, queries: AuditQueries) 
             found = queries.list_executions(limit=1_000)
         counts.append(len(sent))
         assert len(found) == 3 * last
-        assert sum(len(execution.tasks) for execution in found) == 4 * last
-        assert sum(len(execution.retries) for execution in found) == 2 * last
+        assert sum(row.steps for row in found) == sum(row.completed for row in found) == 4 * last
+        assert sum(row.retries for row in found) == 2 * last
     assert counts[0] == counts[1], counts
 
 
@@ -80,25 +70,71 @@ def test_the_check_of_the_number_of_queries_turns_red(world: AuditWorld) -> None
 
 def test_what_is_not_loaded_raises_instead_of_querying(world: AuditWorld) -> None:
     world.write(events(completed()))
-    [execution] = world.queries.list_executions()
+    [listed] = world.queries.list_executions()
     with pytest.raises(InvalidRequestError):
-        _ = execution.workflow
+        _ = listed.execution.workflow
+    with pytest.raises(DetachedInstanceError):
+        _ = listed.execution.output
 
 
 def test_filters_and_pages(world: AuditWorld) -> None:
     started = Chain(run=50)
     started.started(workflow="other", key="mine")
     world.write(events(*(completed(run) for run in range(5)), started))
-    assert [row.run for row in world.queries.list_executions(limit=2)] == [50, 4]
+
+    def runs(wanted: Filter = Filter(), **page: int) -> list[int | None]:  # noqa: B008
+        return [row.execution.run for row in world.queries.list_executions(wanted, **page)]
+
+    assert runs(limit=2) == [50, 4]
     [_, last] = world.queries.list_executions(limit=2)
-    assert [row.run for row in world.queries.list_executions(limit=2, before=last.id)] == [3, 2]
-    assert [row.run for row in world.queries.list_executions(status="running")] == [50]
-    assert [row.run for row in world.queries.list_executions(workflow="onboarding", limit=1)] == [4]
-    assert [row.run for row in world.queries.list_executions(key="k-3")] == [3]
-    assert world.queries.list_executions(status="failed") == []
+    assert runs(limit=2, before=last.execution.id) == [3, 2]
+    assert runs(Filter(status="running")) == [50]
+    assert runs(Filter(workflow="onboarding"), limit=1) == [4]
+    assert runs(Filter(key="k-3")) == [3]
+    assert runs(Filter(status="failed")) == []
     assert world.queries.status_counts() == {"completed": 5, "running": 1}
     assert world.queries.status_counts(workflow="other") == {"running": 1}
     assert world.queries.task_status_counts() == {"completed": 20}
+
+
+def test_filters_by_time_and_parent(world: AuditWorld) -> None:
+    """Also where the retries are of two runs of the same id, and where nobody knows the parent."""
+    first = completed(run=1)
+    again = completed(run=7, execution=first.execution)
+    retries = [retry_of(first, 1, run=3), retry_of(again, 1, run=9)]
+    world.write(events(first, again, *retries))
+
+    def runs(**wanted: Any) -> list[int | None]:
+        return [row.execution.run for row in world.queries.list_executions(Filter(**wanted))]
+
+    assert sorted(runs(parent=first.execution)) == [3, 9]
+    assert runs(parent=first.execution, status="failed") == runs(parent="nobody") == []
+    started = {row.execution.run: row.execution.started_at for row in world.queries.list_executions()}
+    assert None not in started.values()
+    assert 7 in runs(since=started[7])
+    assert 7 not in runs(until=started[7])
+    assert runs(since=datetime(2100, 1, 1, tzinfo=UTC)) == runs(until=datetime(1, 1, 1, tzinfo=UTC)) == []
+
+
+def test_history_by_pages(world: AuditWorld) -> None:
+    first = completed(run=1)
+    again = completed(run=7, execution=first.execution)
+    world.write(events(first, again))
+    count = len(again.records)
+    page = world.queries.history(first.execution, None, after=0, limit=3)
+    assert page is not None
+    assert (page.run, [event.seq for event in page.events]) == (7, [1, 2, 3])
+    rest = world.queries.history(first.execution, 7, after=3, limit=1_000)
+    assert rest is not None
+    assert [event.seq for event in rest.events] == list(range(4, count + 1))
+    older = world.queries.history(first.execution, 1, after=count, limit=1)
+    assert older == (1, [])
+    assert world.queries.history(first.execution, 2, after=0, limit=1) is None
+    with statements(world.engine) as sent:
+        detail = world.queries.show_execution(first.execution, history=False)
+    assert detail is not None
+    assert detail.history == []
+    assert not any("audit_event" in statement for statement in sent)
 
 
 def test_one_execution_with_everything(world: AuditWorld) -> None:
@@ -173,6 +209,9 @@ def test_dead_letters_one_by_one(letters: DeadLetterQueries, wanted: Wanted, off
     assert ([row.offset for row in found], total) == (offsets, len(offsets))
     first, total = letters.letters(wanted, 1)
     assert ([row.offset for row in first], total) == (offsets[:1], len(offsets))
+    if first:
+        rest, total = letters.letters(wanted, 100, before=first[0].id)
+        assert ([row.offset for row in rest], total) == (offsets[1:], len(offsets))
 
 
 def test_one_dead_letter_with_its_bytes_and_the_others_of_its_record(letters: DeadLetterQueries) -> None:

@@ -22,6 +22,7 @@ from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import decode_object
 from flowpilot_schemas.history import GENESIS, HEADER_HASH, HEADER_PREV, chain
 from flowpilot_schemas.ids import TaskId, retry_id, root_id
+from flowpilot_schemas.topics import DAY
 from tests.unit.engine_world import WORKFLOWS, Call, Owner, T, World, is_halt, starting
 
 _BAD = (
@@ -37,6 +38,8 @@ _BAD = (
     b'{"type":"step.completed","task_id":"x","output":NaN}',
     b"[" * 1000,
 )
+
+_LOST = (b'"type":"retry.ended"', b'"type":"retry.check"', b'"retry":{"execution"')
 
 
 @dataclass
@@ -56,7 +59,12 @@ class Left:
 
 
 class Watched(World):
-    """It also looks at each record as it lands: a fact is told only when its state is in the changelog."""
+    """It also looks at each record as it lands: a fact is told only when its state is in the changelog.
+
+    Of what retries and their roots say to each other some is lost, as if processes had ended over it.
+    """
+
+    lossy = True
 
     def __init__(self, partitions: int, chance: random.Random) -> None:
         super().__init__(partitions, chance=chance)
@@ -71,7 +79,13 @@ class Watched(World):
             record.key or b"", -1
         ):
             self.early.append(f"told before its state was written: {record.value!r}")
+        elif self.lossy and record.topic == T.events and self._is_lost(record.value or b""):
+            return Delivery(0, 0)
         return super().land(record)
+
+    def _is_lost(self, value: bytes) -> bool:
+        assert self.chance is not None
+        return any(kind in value for kind in _LOST) and self.chance.random() < 0.05
 
 
 class Storm:
@@ -90,6 +104,7 @@ class Storm:
         self.problems: list[str] = []
         self.executions: list[str] = []
         self.messages: list[Record] = []
+        self.last: Owner | None = None
 
     # -- the storm ------------------------------------------------------------------------------------------
 
@@ -315,6 +330,7 @@ class Storm:
             owner = Owner(world)
             try:
                 self._finish(owner, answered)
+                self.last = owner
                 break
             except Exception as error:  # noqa: BLE001
                 if not is_halt(error):  # a ghost may be a claim: then the process ends, and the next one claims
@@ -391,7 +407,23 @@ class Storm:
         for key in wanted.payloads.keys() - found.payloads.keys():
             if payload_of(key) in wanted.live:
                 wrong.append(f"{key!r} was removed too early")
-        return wrong
+        return wrong + self._remains()
+
+    def _remains(self) -> list[str]:
+        """Long after all of it: what the table still has of executions. (A defect's incidents would stay.)"""
+        if self.last is None:
+            return ["nobody finished"]
+        answered: set[tuple[int, int]] = set()
+        self.world.lossy = False
+        for _ in range(8):
+            self.world.now += 2 * DAY
+            self._round(self.last, answered)
+        keys = [key for p in range(self.partitions) for key, _ in self.last.engine.table(p).items()]
+        return [
+            f"{key!r} stays for ever"
+            for key in keys
+            if key != WATERMARK_KEY and (is_state(key) or payload_of(key) is not None)
+        ]
 
 
 class _Quiet:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flowpilot.core import decide as d
 from flowpilot.core import events as e
-from flowpilot.core import lineage
+from flowpilot.core import lineage, refusals
 from flowpilot.core.state import Execution, decode_execution, encode_execution
 from flowpilot.core.status import TERMINAL_EXECUTION, StepStatus
 from flowpilot_schemas import messages as m
@@ -47,7 +47,7 @@ MESSAGES = st.lists(REQUESTS | ENDED | st.just("end it") | st.just("forget"), ma
 def told(root: Execution, message: object, at: int) -> list[e.CoreEvent]:
     """What the root decides on one message, as the fold asks it."""
     if isinstance(message, m.RetryExecution):
-        if not (lineage.is_known(root, message) or (lineage.can_begin_anew(message) and root.retries)):
+        if not (refusals.is_known(root, message) or (refusals.can_begin_anew(message) and root.retries)):
             return []
         return lineage.decide_retry(root, message, at)
     running = next((retry for retry in root.retries if retry.is_open), None)
@@ -61,9 +61,11 @@ def told(root: Execution, message: object, at: int) -> list[e.CoreEvent]:
             until=at,
         )
     if isinstance(message, m.RetryEnded):
+        if lineage.is_marker(root):
+            return []
         return lineage.decide_ended(root, message)
     if message == "forget" and root.forget_at is not None and root.retries:
-        return [lineage.family_forgotten(root)]
+        return [lineage.decide_forget(root, at)]
     return []
 
 
@@ -109,8 +111,8 @@ def test_one_retry_runs_at_a_time_and_no_number_or_request_comes_twice(
         assert len(open_ones) <= 1
         requests = [retry.request for retry in state.retries]
         assert len(requests) == len(set(requests))
-        # Results are kept while somebody may refer to them: a window only where nobody runs.
-        assert not (open_ones and state.forget_at is not None)
+        # Whoever waits for another's end looks after it some day.
+        assert not (open_ones and state.forget_at is None)
         if state.retries and not open_ones:
             assert state.forget_at is not None
             assert state.forget_at >= max(retry.until for retry in state.retries)
@@ -119,6 +121,8 @@ def test_one_retry_runs_at_a_time_and_no_number_or_request_comes_twice(
             if isinstance(event, e.FamilyForgotten):
                 numbers.clear()
                 assert all(run is not None for _, run in event.retries)
+            # Results are kept while somebody may refer to them.
+            assert not (isinstance(event, e.FamilyForgotten) and any(retry.is_open for retry in before.retries))
             if isinstance(event, e.RetryBegun):
                 assert before.status in TERMINAL_EXECUTION
                 assert event.retry[0] > max(numbers, default=0)

@@ -24,6 +24,8 @@ from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition
 from flowpilot.engine.table import PartitionTable, entry_of
 from flowpilot.ports.log import Fetched
+from flowpilot_schemas import messages as m
+from flowpilot_schemas.ids import retry_id
 from tests.property.storm import Storm, storm
 from tests.unit.engine_world import T, quiet  # noqa: F401
 
@@ -158,13 +160,15 @@ def no_gap_check(patch: Patch) -> None:
 
 def below_the_watermark_nothing(patch: Patch) -> None:
     """protocol.md a3."""
-    whole = Fold._dead_letter
+    whole = Fold.record
 
-    def dead_letter(self: Any, record: Fetched, reason: str, detail: str) -> None:
-        if record.offset > self._frame.recovered_watermark:
-            whole(self, record, reason, detail)
+    def record(self: Any, record: Fetched) -> None:
+        whole(self, record)
+        if record.offset <= self._frame.recovered_watermark:
+            found = self.outputs.records
+            found[:] = [output for output in found if output.record.topic != T.dead_letters]
 
-    patch.setattr(Fold, "_dead_letter", dead_letter)
+    patch.setattr(Fold, "record", record)
 
 
 def tombstones_at_once(patch: Patch) -> None:
@@ -244,13 +248,52 @@ def inputs_without_a_state_removed(patch: Patch) -> None:
 
 def results_not_held_for_a_retry(patch: Patch) -> None:
     """A root that is forgotten in its own time, whoever refers to its results."""
-    whole = lineage.evolve
 
-    def evolve(state: Execution, event: Any) -> Execution:
-        after = whole(state, event)
-        return after._replace(forget_at=state.forget_at) if isinstance(event, e.RetryBegun) else after
+    def decide_forget(state: Execution, at: int) -> e.CoreEvent:
+        ended = [retry for retry in state.retries if not retry.is_open]
+        return e.FamilyForgotten([[retry_id(state.id, retry.number), retry.run] for retry in ended])
 
-    patch.setattr(lineage, "evolve", evolve)
+    patch.setattr(lineage, "CHECK_EVERY_MS", 1_500)
+    patch.setattr(lineage, "decide_forget", decide_forget)
+
+
+def forgets_say_it_once(patch: Patch) -> None:
+    """A Forget read again sends nothing of what it made a root say."""
+    whole = OwnedPartition.index_all
+
+    def index_all(self: OwnedPartition) -> None:
+        whole(self)
+        self.owing.clear()
+
+    patch.setattr(OwnedPartition, "index_all", index_all)
+
+
+def nobody_is_checked(patch: Patch) -> None:
+    """A retry that is asked for its end says nothing."""
+    patch.setattr(lineage, "decide_check", lambda state, message: [])
+
+
+def lost_starts_are_waited_for(patch: Patch) -> None:
+    """A retry that never began is asked, and nothing comes of it."""
+    whole = Fold._of_a_family
+
+    def of_a_family(self: Fold, record: Fetched, state: Execution | None, message: Any) -> None:
+        if state is not None or not isinstance(message, m.RetryCheck):
+            whole(self, record, state, message)
+
+    patch.setattr(Fold, "_of_a_family", of_a_family)
+
+
+def replaced_runs_keep_their_input(patch: Patch) -> None:
+    """What a run leaves behind that was begun anew in the batch that forgot it."""
+    whole = Overlay.put
+
+    def put(self: Overlay, state: Execution) -> None:
+        whole(self, state)
+        self.replaced.clear()
+        self._undo = [undo for undo in self._undo if undo != self.replaced.pop]
+
+    patch.setattr(Overlay, "put", put)
 
 
 MUTANTS: list[Callable[[Patch], None]] = [
@@ -269,6 +312,10 @@ MUTANTS: list[Callable[[Patch], None]] = [
     forgets_by_the_batch,
     inputs_without_a_state_removed,
     results_not_held_for_a_retry,
+    forgets_say_it_once,
+    nobody_is_checked,
+    lost_starts_are_waited_for,
+    replaced_runs_keep_their_input,
 ]
 
 

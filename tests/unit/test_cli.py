@@ -84,7 +84,7 @@ HELPS = [
     ("queue", "list"),
     *(("workflow", name) for name in ("apply", "list", "show", "delete", "validate")),
     *(("dead-letter", name) for name in ("list", "show")),
-    *(("execution", name) for name in ("start", "list", "show", "cancel", "verify")),
+    *(("execution", name) for name in ("start", "list", "show", "watch", "cancel", "verify")),
     *(("trigger", name) for name in ("fate", "dry-run")),
 ]
 
@@ -101,7 +101,8 @@ def test_help_leads_with_examples(command: tuple[str, ...], capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    "command", [("--help",), ("execution", "start", "--help"), ("dev", "-h"), ("doctor", "-h")]
+    "command",
+    [("--help",), ("execution", "start", "--help"), ("execution", "watch", "-h"), ("dev", "-h"), ("doctor", "-h")],
 )
 def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
     code = (

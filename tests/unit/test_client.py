@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from flowpilot.adapters.definitions import LogDefinitions
-from flowpilot.adapters.memory.log import MemoryLog
 from flowpilot.authoring import InputInvalid, Workflow
 from flowpilot.client import client as client_module
+from flowpilot.client import handle as handle_module
 from flowpilot.client.blocking import BlockingClient
-from flowpilot.client.client import ConnectedClient
-from flowpilot.client.connection import AuditUnavailable, AuditView, Connection, Started, StartSeen
+from flowpilot.client.connection import Started, StartSeen
 from flowpilot.client.errors import (
     ExecutionCancelled,
     ExecutionExists,
@@ -29,111 +26,25 @@ from flowpilot.client.errors import (
     ResultTimeout,
     RetryRefused,
     RetryUnanswered,
+    StartUnconfirmed,
     UnknownExecution,
     UnknownWorkflow,
 )
 from flowpilot.ports.definitions import VersionConflict, WorkflowDeleted
-from flowpilot.ports.log import Fetched, Record
+from flowpilot.ports.log import LogUnavailable, Record
 from flowpilot_schemas.codec import decode_object, encode, encode_message, parse
 from flowpilot_schemas.definition import definition_key
 from flowpilot_schemas.ids import keyed_execution_id
-from flowpilot_schemas.limits import MAX_KEY, Limits
+from flowpilot_schemas.limits import MAX_KEY
 from flowpilot_schemas.messages import (
     CancelExecution,
     ExecutionEnded,
     GivenInput,
     RetryAnswered,
     RetryExecution,
-    StartExecution,
 )
-from flowpilot_schemas.topics import Topics
+from tests.unit.client_world import TOPICS, NewPatient, World, onboarding, run
 from tests.waiting import eventually_async
-
-TOPICS = Topics()
-
-
-class NewPatient(BaseModel):
-    patient_id: str
-    age: int = 0
-
-
-def onboarding(version: str = "1", step: str = "create") -> Workflow:
-    workflow = Workflow("onboarding", version=version, input=NewPatient)
-
-    def handler(input: NewPatient) -> str:
-        return input.patient_id
-
-    workflow.add_step(handler, name=step)
-    return workflow
-
-
-class Audit:
-    """An audit record that knows what the test tells it; `down`: it does not answer."""
-
-    def __init__(self) -> None:
-        self.seen: dict[tuple[str, int], StartSeen] = {}
-        self.ends: dict[tuple[str, int], ExecutionEnded] = {}
-        self.begun: dict[str, Started] = {}
-        self.down = False
-
-    async def started(self, execution: str) -> Started | None:
-        self._check()
-        return self.begun.get(execution)
-
-    async def start_seen(self, execution: str, cause: int) -> StartSeen | None:
-        self._check()
-        return self.seen.get((execution, cause))
-
-    async def ended(self, execution: str, run: int | None) -> ExecutionEnded | None:
-        self._check()
-        runs = [known for name, known in self.ends if name == execution]
-        return self.ends.get((execution, max(runs, default=-1) if run is None else run))
-
-    def _check(self) -> None:
-        if self.down:
-            raise AuditUnavailable("PostgreSQL is down")
-
-
-class World:
-    def __init__(self) -> None:
-        self.log = MemoryLog()
-        for topic in TOPICS.core():
-            self.log.create_topic(topic.name, topic.partitions or 1)  # one: the last record is the last sent
-        self.audit = Audit()
-
-    def client(self, audit: AuditView | None = None, **limits: int) -> ConnectedClient:
-        producer, reader = self.log.producer(), self.log.reader()
-        definitions = LogDefinitions(producer, reader, TOPICS.definitions)
-        connection = Connection(TOPICS, Limits(**limits), producer, reader, definitions, audit)
-        return ConnectedClient(connection, actor="user:test")
-
-    def events(self) -> list[Fetched]:
-        return self.log.records(TOPICS.events)
-
-    def start(self) -> tuple[StartExecution, Fetched]:
-        """The last start that was sent."""
-        record = self.events()[-1]
-        return parse(StartExecution, decode_object(record.value)), record
-
-    async def reply(self, status: Any, *, run: int | None = None, **fields: Any) -> None:
-        """What the engine answers to the last start."""
-        start, record = self.start()
-        assert start.reply is not None
-        ended = ExecutionEnded(
-            execution=start.execution, run=record.offset if run is None else run, status=status, **fields
-        )
-        key = (start.reply.key or "").encode()
-        await self.log.producer().send(
-            [Record(start.reply.topic, key, encode_message(ended), start.reply.partition)]
-        )
-
-
-def run(test: Callable[[World], Awaitable[None]]) -> None:
-    async def go() -> None:
-        async with asyncio.timeout(20):
-            await test(World())
-
-    asyncio.run(go())
 
 
 def test_starting_an_object_registers_its_version_and_sends_one_record() -> None:
@@ -335,6 +246,23 @@ def test_the_audit_answers_where_no_reply_comes() -> None:
             other = await client.start(onboarding(), {"patient_id": "p"})
             await world.reply("completed", output="by reply")
             assert await other.result() == "by reply"
+
+    run(test)
+
+
+def test_a_reply_in_time_asks_nothing_of_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "LONGEST_LOOK", 3_600.0)  # however slow the machine
+
+    async def test(world: World) -> None:
+        async with world.client(world.audit) as client:
+            handle = await client.start(onboarding(), {"patient_id": "p"})
+            await world.reply("completed", output=1)
+            assert await handle.result() == 1
+            assert world.audit.asked == 0
+            again = await client.handle(handle.id)
+            with pytest.raises(ResultTimeout):
+                await again.result(timeout=0)
+            assert world.audit.asked == 1
 
     run(test)
 
@@ -555,3 +483,65 @@ def test_the_blocking_client_is_the_same() -> None:
         client.start("onboarding", {"patient_id": "p"})
     with pytest.raises(ZeroDivisionError), BlockingClient(lambda: 1 / 0):  # type: ignore[arg-type, return-value]
         pass
+
+
+def test_a_start_that_was_not_acknowledged_tells_its_id_and_whether_it_was_sent() -> None:
+    async def test(world: World) -> None:
+        patient, key = {"patient_id": "p"}, "k"
+        execution = keyed_execution_id("onboarding", key)
+        async with world.client(patience=0.05) as client:
+            await client.register(onboarding())
+            await client.start("onboarding", patient)
+            for cut in ("refuses", "hangs"):
+                world.line.cut = cut  # type: ignore[assignment]
+                with pytest.raises(StartUnconfirmed, match=f"{execution} was not started: start it again") as none:
+                    await client.start("onboarding", patient, key=key)
+                assert (none.value.execution, none.value.sent) == (execution, False)
+                with pytest.raises(LogUnavailable):
+                    await client.cancel(execution, "no more")
+            assert len(world.events()) == 1
+            world.line.cut = "takes and hangs"
+            with pytest.raises(
+                StartUnconfirmed, match=r"no answer within 0.05 s; whether .* with the same key"
+            ) as lost:
+                await client.start("onboarding", patient, key=key)
+            assert (lost.value.execution, lost.value.sent) == (execution, True)
+            world.line.cut = None
+            assert (await client.start("onboarding", patient, key=key)).id == execution
+        assert len(world.events()) == 3
+
+    run(test)
+
+
+def test_the_actor_may_be_another_for_each_start() -> None:
+    async def test(world: World) -> None:
+        async with world.client() as client:
+            await client.start(onboarding(), {"patient_id": "p"}, actor="billing")
+            assert world.start()[0].created_by == "billing"
+
+    run(test)
+
+
+def test_a_thousand_that_wait_cost_one_reader_and_few_questions_to_the_audit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many wait: one position in the replies, read by one task, and a bounded rate of looks."""
+    monkeypatch.setattr(handle_module, "FIRST_LOOK", 0.05)
+
+    async def test(world: World) -> None:
+        async with world.client(world.audit) as client:
+            await client.register(onboarding())
+            handles = [await client.start("onboarding", {"patient_id": "p"}) for _ in range(1_000)]
+            began, world.line.looks = asyncio.get_running_loop().time(), 0
+            waiting = [asyncio.create_task(handle.result()) for handle in handles]
+            await eventually_async(lambda: world.audit.asked >= 1_000)
+            await eventually_async(lambda: world.line.looks >= 150)
+            elapsed = asyncio.get_running_loop().time() - began
+            # One look each, then all of them together a hundred a second.
+            assert world.audit.asked <= 1_000 + 150 * elapsed
+            assert world.line.looks <= 50 + elapsed / 0.005
+            for record in world.events():
+                await world.reply("completed", to=record, output=record.offset)
+            assert await asyncio.gather(*waiting) == [handle.start for handle in handles]
+
+    run(test)

@@ -324,3 +324,20 @@ def test_a_revoked_partition_does_not_come_back_with_the_batch_under_way() -> No
     call.to_end()
     assert len(owner.engine.table(0)) == len(owner.engine.table(1)) == 0
     assert owner.engine.live() == {}
+
+
+def test_a_client_is_answered_also_if_two_processes_die_and_the_window_passes_meanwhile() -> None:
+    world = World()
+    owner = world.owner()
+    execution = world.start(BRIEF, "1", reply=m.ReplyTo(topic=T.replies, partition=0))
+    drain(owner)
+    world.event(completed(f"{execution}/0/only/1"), execution)
+    owner.process(owner.fetch(9)).before(lambda record: record.topic != T.changelog)
+    owner.crash()
+    world.now += 10_000
+    heir = world.owner()
+    heir.tick().to_end()  # asks to forget it
+    heir.process(heir.fetch(9)).before(lambda record: record.topic != T.changelog)
+    heir.crash()
+    drain(world.owner())
+    assert [answer["status"] for answer in world.values(T.replies)] == ["completed"]

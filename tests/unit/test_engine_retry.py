@@ -7,92 +7,44 @@ from typing import Any
 import pytest
 
 from flowpilot.core import notices
-from flowpilot.core.lineage import MOST_RETRIES
+from flowpilot.core.refusals import MOST_RETRIES
 from flowpilot.core.state import decode_execution
 from flowpilot.engine.keys import input_key, output_key, state_key
 from flowpilot_schemas import messages as m
-from flowpilot_schemas.codec import encode
 from flowpilot_schemas.definition import StepDefinition, WorkflowDefinition
-from flowpilot_schemas.topics import DAY, HOUR
-from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, answer_all, completed, drain, quiet, starting  # noqa: F401
+from flowpilot_schemas.topics import HOUR
+from tests.unit.engine_world import BRIEF, CHAIN, T, World, completed, drain, quiet, starting  # noqa: F401
+from tests.unit.retry_world import (
+    OTHER,
+    anew,
+    answers,
+    ask,
+    changed,
+    failed_at_b,
+    fatal,
+    finish,
+    over_all_windows,
+    retried,
+    started,
+    starts_of,
+    step,
+    task,
+)
 
-REPLY = m.ReplyTo(topic=T.replies, partition=0, key="me")
-
-
-def changed(definition: WorkflowDefinition, **fields: Any) -> WorkflowDefinition:
-    """Another definition: a copy of the model would keep the hash that is cached in it."""
-    return WorkflowDefinition.model_validate({**definition.model_dump(), **fields})
-
-
-OTHER = changed(CHAIN, version="2")
+WIDE = WorkflowDefinition(
+    name="wide",
+    version="1",
+    steps=(
+        *[StepDefinition(name=f"part-{n}", queue="q") for n in range(9_998)],
+        StepDefinition(name="bad", queue="q"),
+        StepDefinition(name="join", queue="q", depends_on=("bad",), takes=("bad",)),
+    ),
+)
 
 
 @pytest.fixture
 def world() -> World:
     return World(definitions=[CHAIN, BRIEF, OTHER, WIDE])
-
-
-def fatal(task: str) -> m.StepFailed:
-    return m.StepFailed(task_id=task, error=m.StepError(kind="Fatal", message="broken", retryable=False))
-
-
-def failed_at_b(world: World, owner: Owner, key: str = "1", definition: WorkflowDefinition = CHAIN) -> str:
-    """A chain whose first step completed and whose second failed."""
-    execution = world.start(definition, key)
-    drain(owner)
-    world.event(completed(task(world, execution, "a")), execution)
-    world.event(fatal(task(world, execution, "b")), execution)
-    drain(owner)
-    return execution
-
-
-def ask(world: World, execution: str, request: str = "r1", **fields: Any) -> int:
-    given = {"actor": "user:ann", "reason": "fixed", "reply": REPLY} | fields
-    return world.event(m.RetryExecution(execution=execution, request=request, **given), execution)
-
-
-def anew(definition: WorkflowDefinition = CHAIN, **fields: Any) -> dict[str, Any]:
-    return {
-        "from_start": True,
-        "workflow": definition.name,
-        "version": definition.version,
-        "definition": definition.hash,
-        "input": m.GivenInput(value={"key": "again"}),
-    } | fields
-
-
-def answers(world: World) -> list[dict[str, Any]]:
-    return [value for value in world.values(T.replies) if value["type"] == "retry.answered"]
-
-
-def step(world: World, execution: str) -> dict[str, Any]:
-    """The step message of an execution that has one."""
-    [found] = [v for v in world.values(T.steps("q")) if v["task_id"].startswith(f"{execution}/")]
-    return found
-
-
-def started(world: World, execution: str) -> dict[str, Any]:
-    return [v for v in world.values(T.history) if v["execution"] == execution and v["seq"] == 1][-1]
-
-
-def task(world: World, execution: str, name: str) -> str:
-    """The task id of the last run's first attempt at a step."""
-    return f"{execution}/{started(world, execution)['run']}/{name}/1"
-
-
-def finish(world: World, owner: Owner, execution: str) -> None:
-    """Every step of the execution that is sent completes."""
-    drain(owner)
-    answered = {sent for sent in world.tasks() if not sent.startswith(f"{execution}/")}
-    while answer_all(world, answered):
-        drain(owner)
-        answered |= {sent for sent in world.tasks() if not sent.startswith(f"{execution}/")}
-
-
-def retried(world: World, owner: Owner, execution: str, request: str = "r1", **fields: Any) -> str:
-    ask(world, execution, request, **fields)
-    drain(owner)
-    return str(answers(world)[-1]["retry"])
 
 
 def test_a_retry_goes_on_from_the_failed_step_with_the_results_of_the_others(world: World) -> None:
@@ -225,14 +177,6 @@ def test_from_the_start_another_version_and_what_has_completed(world: World) -> 
     assert world.history(retry)[-1] == "ExecutionCompleted"
 
 
-def over_all_windows(world: World, owner: Owner) -> None:
-    """Long after everything ended: forget, remove, and again for what that set free."""
-    for _ in range(4):
-        world.now += 8 * DAY
-        owner.tick().to_end()
-        drain(owner)
-
-
 def test_results_stay_while_a_retry_refers_to_them_and_go_with_the_family(world: World) -> None:
     owner = world.owner()
     execution = failed_at_b(world, owner)
@@ -258,8 +202,8 @@ def test_results_outlive_their_own_window_for_a_running_retry(world: World) -> N
     finish(world, owner, retry)
     assert world.history(retry)[-1] == "ExecutionCompleted"
     root = decode_execution(owner.engine.table(0).get(state_key(execution)) or b"")
-    assert root.forget_at == world.now + HOUR  # the longer of what is left of both windows
-    world.now += 2 * HOUR
+    assert root.forget_at == world.now + notices.SHORTEST_FAMILY_MS  # the longest of what is left of all windows
+    world.now += 2 * notices.SHORTEST_FAMILY_MS
     for _ in range(3):
         owner.tick().to_end()
         drain(owner)
@@ -295,12 +239,6 @@ def test_a_start_of_a_retry_that_is_refused_frees_the_root_for_the_next(world: W
     assert world.history(retry) == ["StartRefused"]
     assert started(world, retry)["parent"] == execution
     assert retried(world, owner, execution, "r2") == f"{execution}.2"
-
-
-def starts_of(world: World, retry: str) -> list[m.StartExecution]:
-    """The starts of a retry on the events topic, copies too."""
-    values = [value for value in world.values(T.events) if value["type"] == "execution.start"]
-    return [m.StartExecution.model_validate_json(encode(value)) for value in values if value["execution"] == retry]
 
 
 def test_a_copy_of_a_refused_retry_s_start_does_not_begin_it_after_all(world: World) -> None:
@@ -394,7 +332,7 @@ def test_the_engine_alone_starts_an_execution_with_a_number(world: World) -> Non
 
 def test_a_root_has_so_many_retries_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_RETRIES >= 100
-    monkeypatch.setattr("flowpilot.core.lineage.MOST_RETRIES", 1)
+    monkeypatch.setattr("flowpilot.core.refusals.MOST_RETRIES", 1)
     owner = world.owner()
     execution = failed_at_b(world, owner)
     retry = retried(world, owner, execution)
@@ -408,23 +346,12 @@ def test_a_root_has_so_many_retries_and_no_more(world: World, monkeypatch: pytes
     assert answers(world)[-1]["refused"] == "too_many_retries"
 
 
-WIDE = WorkflowDefinition(
-    name="wide",
-    version="1",
-    steps=(
-        *[StepDefinition(name=f"part-{n}", queue="q") for n in range(9_998)],
-        StepDefinition(name="bad", queue="q"),
-        StepDefinition(name="join", queue="q", depends_on=("bad",), takes=("bad",)),
-    ),
-)
-
-
 def test_the_widest_workflow_is_retried_by_small_records(world: World) -> None:
     owner = world.owner()
     execution = world.start(WIDE, "1")
     drain(owner)
-    for task in world.tasks():
-        world.event(fatal(task) if "/bad/" in task else completed(task, 1), execution)
+    for sent in world.tasks():
+        world.event(fatal(sent) if "/bad/" in sent else completed(sent, 1), execution)
     drain(owner)
     assert world.history(execution)[-1] == "ExecutionFailed"
     before = len(world.tasks())
@@ -438,7 +365,7 @@ def test_the_widest_workflow_is_retried_by_small_records(world: World) -> None:
 
 
 def test_the_shortest_family_outlives_what_may_be_on_its_way() -> None:
-    assert notices.SHORTEST_FAMILY_MS >= HOUR
+    assert notices.SHORTEST_FAMILY_MS >= notices.LATEST_START_MS + HOUR
 
 
 def test_a_kept_table_reads_again_what_its_gap_check_left_alone(world: World) -> None:

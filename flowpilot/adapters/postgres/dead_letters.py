@@ -66,9 +66,12 @@ class DeadLetterQueries:
         ]
         return sorted(groups, key=lambda group: group.example.id, reverse=True)
 
-    def letters(self, wanted: Wanted, limit: int) -> tuple[list[DeadLetterRow], int]:
-        """The newest `limit` (up to 1,000), without their bytes, and how many there are in all."""
+    def letters(self, wanted: Wanted, limit: int, before: int | None = None) -> tuple[list[DeadLetterRow], int]:
+        """The newest `limit` (up to 1,000) older than the letter `before`, without their bytes; and how many
+        there are in all."""
         newest = select(DeadLetterRow).order_by(DeadLetterRow.id.desc()).limit(max(1, min(limit, MOST)))
+        if before is not None:
+            newest = newest.where(DeadLetterRow.id < before)
         with self._session() as session:
             found = session.scalars(_narrowed(newest, wanted).options(*_WITHOUT_BYTES)).all()
             total = session.scalar(_narrowed(select(func.count()).select_from(DeadLetterRow), wanted))

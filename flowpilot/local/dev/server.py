@@ -47,10 +47,15 @@ class Role(NamedTuple):
 ROLES = (Role("engine"), Role("router"), Role("audit"))
 
 
+_MEASURED = ("engine", "router", "audit", WORKER)
+
+
 def metrics_of(role: str, settings: Settings) -> dict[str, str]:
     """The role's metrics port by environment name: one after the other, from the one that is set."""
-    first, names = settings.metrics_port, [*(each.name for each in ROLES), WORKER]
-    return {} if first is None else {"FLOWPILOT_METRICS_PORT": str(first + names.index(role))}
+    first = settings.metrics_port
+    if first is None or role not in _MEASURED:
+        return {}
+    return {"FLOWPILOT_METRICS_PORT": str(first + _MEASURED.index(role))}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""What messages are made of: their base, the types of their fields, and the places that they name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from flowpilot_schemas.limits import MAX_KEY
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+Text = Annotated[str, StringConstraints(max_length=1_000)]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY)]
+RequestId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+Offset = Annotated[int, Field(ge=0, le=2**62)]
+Partition = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class Message(BaseModel):
+    """What every message has: unknown fields are ignored, a `v` beyond 1 is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    v: Literal[1] = 1
+
+
+class Untyped(Message):
+    """What every message has, whatever its type."""
+
+
+class Origin(BaseModel):
+    """The trigger record an execution comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    topic: Text
+    topic_id: Text
+    partition: Partition
+    offset: Offset
+
+
+class ReplyTo(BaseModel):
+    """Where the terminal event goes for a client that waits."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    topic: Text
+    partition: Partition
+    key: Text | None = None
