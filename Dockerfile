@@ -14,7 +14,7 @@ RUN sed -n '/^uv==/,/^[^ ]/{/^uv==/p;/^ /p;}' requirements.lock > uv.lock.txt \
     && pip install --no-cache-dir --disable-pip-version-check --require-hashes -r uv.lock.txt \
     && uv venv /opt/flowpilot \
     && uv pip install --python /opt/flowpilot --no-cache --compile-bytecode --require-hashes \
-        --constraints requirements.lock --requirements pyproject.toml --extra engine --extra server
+        --constraints requirements.lock --requirements pyproject.toml --extra engine --extra server --extra metrics
 # What changes more often comes last.
 COPY flowpilot flowpilot
 COPY agents agents

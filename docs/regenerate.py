@@ -1,4 +1,4 @@
-"""The settings' table, from the settings themselves: `python -m docs.regenerate` writes `docs/settings.md` anew."""
+"""The tables of settings and metrics, from the code: `python -m docs.regenerate` writes them anew."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import get_args
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from flowpilot.ports.metrics import METRICS
 from flowpilot.settings import Settings
 
 PAGE = Path(__file__).with_name("settings.md")
+METRICS_PAGE = Path(__file__).with_name("metrics.md")
+# The rest of the page is written by hand.
+TABLE = ("<!-- the table: python -m docs.regenerate -->\n", "<!-- the table's end -->\n")
 
 HEAD = """\
 # Settings
@@ -57,9 +61,22 @@ def _meaning(field: FieldInfo) -> str:
     return f"{field.description}{takes}".replace("|", r"\|")
 
 
+def metrics_page() -> str:
+    """The page as it is, with the table that the metrics make."""
+    before, rest = METRICS_PAGE.read_text(encoding="utf-8").split(TABLE[0])
+    _, after = rest.split(TABLE[1])
+    rows = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels) or '–'} | {metric.meaning} |\n"
+        for metric in METRICS
+    ]
+    head = "\n| metric | kind | labels | meaning |\n|---|---|---|---|\n"
+    return "".join([before, TABLE[0], head, *rows, "\n", TABLE[1], after])
+
+
 def main() -> None:
-    """Write the page."""
+    """Write the pages."""
     PAGE.write_text(page(), encoding="utf-8")
+    METRICS_PAGE.write_text(metrics_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,13 @@ class Settings(BaseSettings):
         description="register changed content of a version as VERSION+dev.HASH instead of refusing it; "
         "set by `flowpilot dev`",
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_535,
+        description="where a role serves Prometheus metrics, one port a process; unset: none are kept",
+    )
+    metrics_host: str = Field(default="127.0.0.1", min_length=1, description="the address that it listens on")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="warning", description="what is logged")
     log_format: Literal["console", "json"] = Field(default="console", description="how it is logged")
 

@@ -11,14 +11,15 @@ from flowpilot.adapters.kafka.reader import KafkaReader
 from flowpilot.engine.claim import EventsTopic
 from flowpilot.engine.engine import Engine
 from flowpilot.ports.log import Producer
+from flowpilot.ports.meter import Meter
 from flowpilot.settings import Settings
 
 
-def build_engine(settings: Settings, producer: Producer) -> Engine:
+def build_engine(settings: Settings, producer: Producer, meter: Meter) -> Engine:
     """The engine of these settings. All that it writes goes through `producer`. Raises AdminError."""
     topics = settings.topics
     admin = KafkaAdmin(settings)
     events = EventsTopic(topics, admin.topic_id(topics.events), admin.partitions(topics.events))
     reader = KafkaReader(reader_properties(settings))
     definitions = LogDefinitions(producer, reader, topics.definitions)
-    return Engine(events, producer, reader, definitions, clock=lambda: time.time_ns() // 1_000_000)
+    return Engine(events, producer, reader, definitions, clock=lambda: time.time_ns() // 1_000_000, meter=meter)

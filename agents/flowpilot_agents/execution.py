@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from flowpilot.ports.log import Fetched
+from flowpilot.ports.meter import OFF, Meter
+from flowpilot.ports.metrics import ENGINE_RECOVERY
 from flowpilot_agents.contract import Engine
 from flowpilot_agents.watch import Pulse, end_process, log
 
@@ -33,7 +36,7 @@ class Executions:
     Anything that goes wrong in a call ends the process: Faust would acknowledge and carry on.
     """
 
-    def __init__(self, engine: Engine, pulse: Pulse, batch_size: int) -> None:
+    def __init__(self, engine: Engine, pulse: Pulse, batch_size: int, meter: Meter = OFF) -> None:
         self.engine = engine
         self.pulse = pulse
         self.assignment = 0
@@ -51,6 +54,8 @@ class Executions:
         self._waiting: list[Fetched] = []
         self._turn = asyncio.Lock()
         self._stopped: set[int] = set()
+        self._meter = meter
+        self._idle_since = time.monotonic()
 
     async def run(self, inbox: Inbox) -> None:
         """The agent's body: batch by batch until Faust stops it."""
@@ -116,6 +121,8 @@ class Executions:
 
     def suspend(self) -> None:
         """Begin no further batch or tick: the partitions are being given back."""
+        if self.serving:
+            self._idle_since = time.monotonic()
         self.serving = False
         self.assignment += 1
         self._waiting.clear()
@@ -159,6 +166,8 @@ class Executions:
 
     def serve(self) -> None:
         """All is claimed and read from the right place: batches and ticks may begin."""
+        if not self.serving:
+            self._meter.set(ENGINE_RECOVERY, time.monotonic() - self._idle_since)
         self.serving = True
 
     def _report_stopped(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NoReturn
 
 from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin, KafkaUnreachable
@@ -13,12 +14,14 @@ from flowpilot.adapters.kafka.config import producer_properties
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.app.kafka import reach_kafka
 from flowpilot.app.logging import configure_logging
+from flowpilot.app.metrics import MetricsUnavailable, serving_metrics
 from flowpilot.ports.log import Producer
+from flowpilot.ports.meter import Meter
 from flowpilot.settings import Settings
 from flowpilot_agents.contract import Engine
 from flowpilot_agents.watch import GuardedProducer
 
-BuildEngine = Callable[[Settings, Producer], Engine]
+BuildEngine = Callable[[Settings, Producer, Meter], Engine]
 
 EXIT_ERROR = 1
 EXIT_UNREACHABLE = 7
@@ -66,11 +69,16 @@ def run(settings: Settings, build_engine: BuildEngine) -> NoReturn:
     logging.getLogger("mode.timers").setLevel(logging.ERROR)
     # So is a heartbeat that is answered with a rebalance.
     logging.getLogger("aiokafka.consumer.group_coordinator").setLevel(logging.ERROR)
+    serving = ExitStack()
     try:
         check_topics(settings)
+        meter = serving.enter_context(serving_metrics(settings, "engine"))
     except CannotStart as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.code) from None
+    except MetricsUnavailable as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_ERROR) from None
     _use_uvloop()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -82,10 +90,13 @@ def run(settings: Settings, build_engine: BuildEngine) -> NoReturn:
     log_producer = KafkaProducer(producer_properties(settings, gapless=True))
     pulse = new_pulse()
     guarded = GuardedProducer(log_producer, pulse)
-    app = bind(settings, build_engine(settings, guarded), guarded, pulse)
+    app = bind(settings, build_engine(settings, guarded, meter), guarded, pulse, meter)
     worker = faust.Worker(app, loop=loop, quiet=True, override_logging=False)
     worker.spinner = None
-    worker.execute_from_commandline()
+    try:
+        worker.execute_from_commandline()
+    finally:
+        serving.close()
 
 
 def _use_uvloop() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from flowpilot.ports.log import Producer
+from flowpilot.ports.meter import OFF, Meter
 from flowpilot.settings import Settings
 from flowpilot_agents.app import SESSION_TIMEOUT, EngineApp
 from flowpilot_agents.contract import Engine
@@ -27,9 +28,11 @@ def new_pulse() -> Pulse:
     return Pulse(SESSION_TIMEOUT / 2)
 
 
-def bind(settings: Settings, engine: Engine, producer: Producer, pulse: Pulse, **overrides: Any) -> EngineApp:
+def bind(
+    settings: Settings, engine: Engine, producer: Producer, pulse: Pulse, meter: Meter = OFF, **overrides: Any
+) -> EngineApp:
     """The app with its topic, table, agent and timer. `overrides` are Faust settings."""
-    executions = Executions(engine, pulse, settings.batch_size)
+    executions = Executions(engine, pulse, settings.batch_size, meter)
     app = EngineApp(settings, executions, producer, **overrides)
     events = app.topic(settings.topics.events, key_type=bytes, value_type=bytes)
     table = cast(ExecutionTable, app.Table(TABLE, key_type=bytes, value_type=bytes))

@@ -10,6 +10,7 @@ from flowpilot.adapters.kafka.config import consumer_properties, producer_proper
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.app.metrics import serving_metrics
 from flowpilot.app.signals import run_until_signalled
 from flowpilot.ports.log import Rebalanced
 from flowpilot.router.router import Router
@@ -17,7 +18,7 @@ from flowpilot.settings import Settings
 
 
 async def run_router(settings: Settings, on_ready: Callable[[frozenset[str]], None] = lambda topics: None) -> int:
-    """Route until a signal; the exit code. Raises what `Router.run` raises."""
+    """Route until a signal; the exit code. Raises what `Router.run` raises, and `MetricsUnavailable`."""
     properties = {
         **consumer_properties(settings, settings.topics.router_group, member="-router"),
         # Partitions that users add to their topics are read within seconds, not minutes.
@@ -27,20 +28,22 @@ async def run_router(settings: Settings, on_ready: Callable[[frozenset[str]], No
     def consumer(topics: Sequence[str], *, on_assigned: Rebalanced, on_revoked: Rebalanced) -> KafkaConsumer:
         return KafkaConsumer(properties, topics, on_assigned=on_assigned, on_revoked=on_revoked)
 
-    producer = KafkaProducer(producer_properties(settings))
-    reader = KafkaReader(reader_properties(settings))
-    try:
-        router = Router(
-            settings.topics,
-            settings.limits,
-            consumer=consumer,
-            producer=producer,
-            reader=reader,
-            definitions=LogDefinitions(producer, reader, settings.topics.definitions),
-            catalog=KafkaTopicCatalog(settings),
-            on_ready=on_ready,
-        )
-        return await run_until_signalled(router)
-    finally:
-        producer.close()
-        reader.close()
+    with serving_metrics(settings, "router") as meter:
+        producer = KafkaProducer(producer_properties(settings))
+        reader = KafkaReader(reader_properties(settings))
+        try:
+            router = Router(
+                settings.topics,
+                settings.limits,
+                consumer=consumer,
+                producer=producer,
+                reader=reader,
+                definitions=LogDefinitions(producer, reader, settings.topics.definitions),
+                catalog=KafkaTopicCatalog(settings),
+                on_ready=on_ready,
+                meter=meter,
+            )
+            return await run_until_signalled(router)
+        finally:
+            producer.close()
+            reader.close()

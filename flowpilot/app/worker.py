@@ -12,9 +12,11 @@ from flowpilot.adapters.kafka.config import consumer_properties, producer_proper
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.app.metrics import serving_metrics
 from flowpilot.app.signals import run_until_signalled
 from flowpilot.authoring.workflow import Workflow
 from flowpilot.ports.log import Rebalanced
+from flowpilot.ports.meter import Meter
 from flowpilot.settings import Settings, load_settings
 from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.worker import StepWorker
@@ -51,7 +53,8 @@ class Worker:
 
     def run(self, on_ready: Callable[[list[str]], None] = lambda queues: None) -> int:
         """Serve until SIGTERM or SIGINT (in the main thread) or `stop`; the exit code. A loop that runs already
-        awaits `serve` instead. Raises `WorkerExhausted`, `VersionConflict`, `AdminError`.
+        awaits `serve` instead. Raises `WorkerExhausted`, `VersionConflict`, `AdminError`,
+        `MetricsUnavailable`.
         """
         if threading.current_thread() is not threading.main_thread():
             asyncio.run(self.serve(on_ready))
@@ -60,6 +63,10 @@ class Worker:
 
     async def serve(self, on_ready: Callable[[list[str]], None] = lambda queues: None) -> None:
         """`run` on the running loop, without a look at signals."""
+        with serving_metrics(self._settings, "worker") as meter:
+            await self._serve(meter, on_ready)
+
+    async def _serve(self, meter: Meter, on_ready: Callable[[list[str]], None]) -> None:
         settings = self._settings
         await asyncio.to_thread(KafkaAdmin(settings).ensure_step_topics, self.queues)
         producer = KafkaProducer({**producer_properties(settings), "linger.ms": _LINGER_MS})
@@ -78,6 +85,7 @@ class Worker:
                 concurrency=settings.worker_concurrency,
                 queues=self.queues,
                 on_ready=on_ready,
+                meter=meter,
             )
             with self._lock:
                 self._running = (asyncio.get_running_loop(), worker)

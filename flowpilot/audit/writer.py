@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from flowpilot.audit.batches import BATCH, Definitions, batch_of, chunks, set_aside
+from flowpilot.audit.observed import Observed
 from flowpilot.audit.position import check_position
 from flowpilot.audit.projection import project
 from flowpilot.ports.audit import AuditStore, BatchRefused, Outrun, Position, StoreUnavailable
@@ -26,6 +27,7 @@ from flowpilot.ports.log import (
     TopicCatalog,
     TopicPartition,
 )
+from flowpilot.ports.meter import OFF, Meter
 from flowpilot_schemas.topics import Topics
 
 LINGER = 0.2
@@ -65,8 +67,10 @@ class AuditWriter:
         linger: float = LINGER,
         patience: float = 5.0,
         on_ready: Callable[[], None] = lambda: None,
+        meter: Meter = OFF,
     ) -> None:
         self._topics = topics
+        self._observed = Observed(meter)
         self._store, self._reader, self._catalog = store, reader, catalog
         self._make_consumer = consumer
         self._linger, self._patience, self._on_ready = linger, patience, on_ready
@@ -258,8 +262,9 @@ class AuditWriter:
         if not records:
             return
         batch = batch_of(records, self._stored, self._topics, self._definitions)
+        began = time.monotonic()
         try:
-            await self._attended(self._store.write(batch, project))
+            divergences = await self._attended(self._store.write(batch, project))
         except BatchRefused as refused:
             if len(records) > 1:
                 half = len(records) // 2
@@ -274,7 +279,8 @@ class AuditWriter:
                 error=str(refused),
             )
             batch = set_aside(records[0], self._stored, str(refused))
-            await self._attended(self._store.write(batch, project))
+            divergences = await self._attended(self._store.write(batch, project))
+        self._observed.batch(records, divergences, time.monotonic() - began)
         for partition, topic_id, _, next_offset in batch.advances:
             if partition in self._stored:
                 self._stored[partition] = Position(topic_id, next_offset)

@@ -21,11 +21,13 @@ from flowpilot.engine.claim import EventsTopic, claim
 from flowpilot.engine.errors import DefinitionNeeded, EngineHalt, PartitionStopped
 from flowpilot.engine.fold import Fold, Frame
 from flowpilot.engine.housekeeping import due_events, next_due, tombstones
+from flowpilot.engine.observed import Observed
 from flowpilot.engine.outputs import Output
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition, Trial
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
 from flowpilot.ports.log import Fetched, Producer, Reader, Record
+from flowpilot.ports.meter import OFF, Meter
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import WorkflowDefinition
@@ -71,6 +73,7 @@ class Engine:
         definitions: DefinitionSource,
         clock: Callable[[], int],
         nonce: Callable[[], str] = lambda: uuid.uuid4().hex,
+        meter: Meter = OFF,
     ) -> None:
         self._events = events
         self._producer = producer
@@ -78,6 +81,7 @@ class Engine:
         self._definitions = definitions
         self._clock = clock
         self._nonce = nonce
+        self._observed = Observed(meter)
         self._changelog = Changelog(events.topics.changelog, producer, reader)
         self._tables: dict[int, PartitionTable] = {}
         self._owned: dict[int, OwnedPartition] = {}
@@ -94,6 +98,7 @@ class Engine:
         self._tables.pop(partition, None)
         self._owned.pop(partition, None)
         self.stopped.pop(partition, None)
+        self._observed.gone(partition)
 
     async def assign(self, partition: int, committed: int | None) -> int:
         """Claim a partition whose table is recovered; the offset to read on from (rule 1)."""
@@ -110,6 +115,7 @@ class Engine:
             self._stop(partition, stop)
             return committed or 0
         self._owned[partition] = owned
+        self._observed.claimed(owned)
         return start
 
     async def _read_again(self, partition: int) -> PartitionTable:
@@ -179,6 +185,7 @@ class Engine:
         await self._send([output for work in works for output in work.outputs])
         for work in works:
             self._put(work)
+            self._observed.batch(work.owned, work.records, work.overlay.changed.values(), self._clock())
         return [record for work in works for record in work.records]
 
     async def _fold(self, owned: OwnedPartition, records: Sequence[Fetched], covered: list[Fetched]) -> _Work:
@@ -282,6 +289,7 @@ class Engine:
     def _stop(self, partition: int, stop: PartitionStopped) -> None:
         self._owned.pop(partition, None)
         self.stopped[partition] = str(stop)
+        self._observed.stopped(partition)
         log.error("partition stopped", partition=partition, reason=str(stop))
 
     async def tick(self) -> None:

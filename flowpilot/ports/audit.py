@@ -201,11 +201,12 @@ class AuditStore(Protocol):
         """Store first positions; one that is there already stays."""
         ...
 
-    async def write(self, batch: Batch, project: Project) -> None:
+    async def write(self, batch: Batch, project: Project) -> Sequence[Divergence]:
         """Write all of it or nothing: events, rows, dead letters, what was filtered, definitions, positions.
 
         `project` is called with the batch's events and the stored heads of their runs. An event that is stored
-        already is compared: other bytes make a divergence. Raises `Outrun` and `BatchRefused`.
+        already is compared: other bytes make a divergence. Returns all divergences that were found, the batch's own
+        among them. Raises `Outrun` and `BatchRefused`.
         """
         ...
 

@@ -25,8 +25,10 @@ from flowpilot.ports.log import (
     TopicCatalog,
     TopicPartition,
 )
+from flowpilot.ports.meter import OFF, Meter
 from flowpilot.router.backfill import next_slice
 from flowpilot.router.fates import MANY
+from flowpilot.router.observed import Observed
 from flowpilot.router.opening import Opening
 from flowpilot.router.output import Output
 from flowpilot.router.positions import Positions
@@ -70,10 +72,12 @@ class Router:
         interval: float = 1.0,
         commit_interval: float = 1.0,
         on_ready: Callable[[frozenset[str]], None] = lambda topics: None,
+        meter: Meter = OFF,
     ) -> None:
         self._topics, self._limits = topics, limits
         self._make_consumer, self._reader = consumer, reader
         self._definitions, self._catalog = definitions, catalog
+        self._observed = Observed(meter)
         self._positions = Positions(producer, reader, topics.positions)
         self._output = Output(producer, topics, self._positions)
         self._opening = Opening(reader, definitions, self._positions)
@@ -251,6 +255,8 @@ class Router:
         for served in batch:
             served.reading.cursor = served.end
             served.done()
+        self._observed.arrived(records)
+        self._observed.served(batch)
 
     async def _catch_up(self, behind: Sequence[Reading]) -> None:
         """One slice of one partition, the least recently served first."""
@@ -265,6 +271,7 @@ class Router:
             _log.warning("a slice cannot be read yet", partition=reading.partition, error=str(error))
         else:
             served.done()
+            self._observed.served([served])
 
     async def _commit(self, readings: Iterable[Reading]) -> None:
         readings = list(readings)

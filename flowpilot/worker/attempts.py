@@ -22,6 +22,7 @@ from flowpilot.worker.control import Control
 from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.intake import Intake
 from flowpilot.worker.invoke import Outcome, call, call_async
+from flowpilot.worker.observed import Observed
 from flowpilot.worker.partition import AssignedPartition, Entry
 from flowpilot.worker.records import Records, read_step
 from flowpilot.worker.threads import HandlerThreads
@@ -54,6 +55,7 @@ class Attempts:
         concurrency: int,
         clock: Callable[[], int],
         on_exhausted: Callable[[], None],
+        observed: Observed,
     ) -> None:
         self._worker_id = worker_id
         self._handlers = handlers
@@ -64,6 +66,7 @@ class Attempts:
         self._concurrency = concurrency
         self._clock = clock
         self._on_exhausted = on_exhausted
+        self._observed = observed
         self._ready: deque[AssignedPartition] = deque()  # partitions with records that wait, in turn
         self._running: set[Attempt] = set()  # each has one of the places
         self._given_up: dict[Attempt, float] = {}  # they have none, and when they were given up
@@ -202,6 +205,7 @@ class Attempts:
             self._leave_place(attempt)  # cancelled before it began
             return
         attempt.begin()
+        self._observed.begun(attempt)
         if attempt.handler.is_async:
             attempt.task = asyncio.create_task(self._run_async(attempt))
         else:
@@ -224,6 +228,7 @@ class Attempts:
         self._leave_place(attempt)
 
     def _answer_outcome(self, attempt: Attempt, outcome: Outcome) -> None:
+        self._observed.ended(attempt, outcome)
         self._records.answer(attempt.ended(outcome), attempt.record, attempt.entry, attempt.partition)
 
     def _leave_place(self, attempt: Attempt) -> None:
@@ -248,6 +253,7 @@ class Attempts:
                     self._watch_one(attempt, now)
                 elif attempt.state is State.SUSPECT and attempt.tells:
                     self._beat(attempt, now)
+            self._observed.places(len(self._running), len(self._given_up))
             hanging = sum(now - since > _GRACE_GIVEN_UP for since in self._given_up.values())
             if hanging >= self._concurrency and self.exhausted is None:
                 self.exhausted = hanging

@@ -16,12 +16,14 @@ import structlog
 
 from flowpilot.ports.definitions import Definitions, WorkflowDeleted
 from flowpilot.ports.log import LogUnavailable, Producer, Reader
+from flowpilot.ports.meter import OFF, Meter
 from flowpilot.worker.answers import Answers
 from flowpilot.worker.attempts import Attempts
 from flowpilot.worker.control import Control
 from flowpilot.worker.errors import WorkerExhausted
 from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.intake import Intake, MakeConsumer
+from flowpilot.worker.observed import Observed
 from flowpilot.worker.records import Records
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.topics import Topics
@@ -59,6 +61,7 @@ class StepWorker:
         grace: float = 10.0,
         clock: Callable[[], int] = _wall_clock,
         on_ready: Callable[[list[str]], None] = lambda queues: None,
+        meter: Meter = OFF,
     ) -> None:
         self.worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.queues = handlers.queues(queues)
@@ -87,6 +90,7 @@ class StepWorker:
             concurrency=concurrency,
             clock=clock,
             on_exhausted=self._stopping.set,
+            observed=Observed(meter, concurrency),
         )
 
     def stop(self) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from docs.regenerate import PAGE, page
+from docs.regenerate import METRICS_PAGE, PAGE, metrics_page, page
 from flowpilot import Workflow
 from flowpilot.cli.main import app
+from flowpilot.ports.metrics import METRICS
 from flowpilot.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -96,3 +97,17 @@ def test_commands_are_there(path: Path) -> None:
 
 def test_the_table_of_settings_is_fresh() -> None:
     assert PAGE.read_text() == page(), "the settings changed: python -m docs.regenerate"
+
+
+def test_the_table_of_metrics_is_fresh() -> None:
+    assert METRICS_PAGE.read_text() == metrics_page(), "the metrics changed: python -m docs.regenerate"
+
+
+def test_every_metric_that_the_page_names_is_there() -> None:
+    named = set(re.findall(r"\bflowpilot_(?:engine|worker|router|audit)_\w+", METRICS_PAGE.read_text()))
+    declared = {metric.name for metric in METRICS}
+    histograms = {metric.name for metric in METRICS if metric.kind == "histogram"}
+    assert {
+        re.sub(r"_(bucket|sum|count)$", "", name) if name not in declared else name for name in named
+    } == declared
+    assert named - declared <= {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}

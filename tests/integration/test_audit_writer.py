@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,12 +14,14 @@ from sqlalchemy import text
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.memory.log import MemoryLog
 from flowpilot.adapters.postgres.store import PostgresAuditStore
+from flowpilot.adapters.prometheus import PrometheusMeter
 from flowpilot.audit import batches
 from flowpilot.audit.position import AuditStopped
 from flowpilot.audit.writer import AuditWriter
 from flowpilot.core.dead_letters import dead_letter
-from flowpilot.ports.audit import Batch, Outrun, Project, StoreUnavailable
+from flowpilot.ports.audit import Batch, Divergence, Outrun, Project, StoreUnavailable
 from flowpilot.ports.log import Fetched, Record, TopicPartition
+from flowpilot.ports.metrics import METRICS
 from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.topics import Topics
 from tests.audit_history import DEFINITION, Chain, interleaved, spread
@@ -40,19 +43,20 @@ class Flaky(PostgresAuditStore):
         self.delay = 0.0
         self.writes = self.outrun = 0
 
-    async def write(self, batch: Batch, project: Project) -> None:
+    async def write(self, batch: Batch, project: Project) -> Sequence[Divergence]:
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "before":
             raise StoreUnavailable("lost on the way there")
         await asyncio.sleep(self.delay)
         try:
-            await super().write(batch, project)
+            divergences = await super().write(batch, project)
         except Outrun:
             self.outrun += 1
             raise
         self.writes += 1
         if fault == "after":
             raise StoreUnavailable("lost on the way back")
+        return divergences
 
 
 class Catalog:
@@ -264,9 +268,11 @@ def test_bad_records_are_kept_and_stop_nothing(world: World) -> None:
         *history.records,
     ]
 
+    meter = PrometheusMeter(METRICS)
+
     async def go() -> None:
         records = list(interleaved(sound))
-        async with world.running():
+        async with world.running(meter=meter):
             await world.produce([*records[:20], *bad, *records[20:]])
             await world.stored(len(records))
             await eventually_async(lambda: len(world.queries.divergences()) == len(bad))
@@ -275,6 +281,11 @@ def test_bad_records_are_kept_and_stop_nothing(world: World) -> None:
     assert sorted(item.reason for item in world.queries.divergences()) == [
         "not_json", "not_json", "null_value", "unstorable", "wrong_key", "wrong_shape",
     ]  # fmt: skip
+    counted = {
+        reason: meter.registry.get_sample_value("flowpilot_audit_divergences_total", {"reason": reason})
+        for reason in {item.reason for item in world.queries.divergences()}
+    }
+    assert counted == Counter(item.reason for item in world.queries.divergences())
     kept = {bytes(item.body) for item in world.queries.divergences() if item.body is not None}
     assert kept == {record.value for record in bad if record.value is not None}
     assert world.queries.status_counts() == {"completed": 5}

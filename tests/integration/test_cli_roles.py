@@ -13,6 +13,7 @@ from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import psycopg2
 import pytest
@@ -20,6 +21,7 @@ from confluent_kafka import Producer
 from pydantic import SecretStr
 
 from flowpilot.cli.failures import Exit
+from flowpilot.local.ports import free_ports
 from flowpilot.local.services import LocalServices
 from flowpilot.settings import Settings
 from tests.conftest import delete_topics
@@ -91,13 +93,14 @@ class Cli:
         return done.returncode, done.stdout
 
     @contextmanager
-    def role(self, *arguments: str, ready: str) -> Iterator[subprocess.Popen[bytes]]:
+    def role(self, *arguments: str, ready: str, **env: str) -> Iterator[subprocess.Popen[bytes]]:
         """The role as a process, from its readiness on stderr to its end by SIGTERM."""
         log = self.folder / f"{arguments[0]}.log"
         with log.open("wb") as to:
             process = subprocess.Popen(
-                self._command(*arguments), stdout=subprocess.DEVNULL, stderr=to, cwd=self.folder, env=self.env
-            )
+                self._command(*arguments), stdout=subprocess.DEVNULL, stderr=to, cwd=self.folder,
+                env={**self.env, **env},
+            )  # fmt: skip
         try:
             eventually(lambda: ready in log.read_text() or process.poll() is not None, 60, what=arguments[0])
             assert process.poll() is None, log.read_text()
@@ -165,11 +168,19 @@ def test_workflows_are_applied_and_listed(cli: Cli) -> None:
 @pytest.mark.timeout(600)  # some thirty processes of the command line, one after the other
 def test_an_execution_through_the_whole_loop(cli: Cli) -> None:
     cli("setup")
+    ports = [str(port) for port in free_ports(4)]
     with ExitStack() as roles:
-        roles.enter_context(cli.role("engine", ready="engine ready"))
-        roles.enter_context(cli.role("router", ready="router ready: reading 1 topic"))
-        roles.enter_context(cli.role("audit", ready="audit ready"))
-        roles.enter_context(cli.role("worker", "flows:shop", ready="worker ready: serving shop"))
+        for port, command, ready in (
+            (ports[0], ("engine",), "engine ready"),
+            (ports[1], ("router",), "router ready: reading 1 topic"),
+            (ports[2], ("audit",), "audit ready"),
+            (ports[3], ("worker", "flows:shop"), "worker ready: serving shop"),
+        ):
+            roles.enter_context(cli.role(*command, ready=ready, FLOWPILOT_METRICS_PORT=port))
+        for command in ("engine", "router"):
+            taken = cli(command, code=Exit.ERROR, FLOWPILOT_METRICS_PORT=ports[0])
+            assert taken.stderr.startswith(f"error: the {command}'s metrics cannot be served on 127.0.0.1:")
+            assert taken.stderr.count("\n") == 1
 
         done = cli("execution", "start", "shop", "--input", '{"n": 3}', "--key", "k", "--wait", "--timeout", "60")
         assert json.loads(done.stdout) == 36
@@ -204,6 +215,25 @@ def test_an_execution_through_the_whole_loop(cli: Cli) -> None:
         assert "ExecutionCompleted" in table
         assert cli("execution", "list", "--workflow", "shop", "--limit", "2").stdout.count("\n") == 3
         assert cli("execution", "verify").stderr == "no differences: the audit is sound\n"
+
+        engine, router, audit, worker = (_scraped(port) for port in ports)
+        attempts = 'flowpilot_engine_step_attempts_total{outcome="%s",step="%s",workflow="shop"}'
+        assert engine[attempts % ("completed", "square")] == engine[attempts % ("failed", "double")] == 1
+        assert 0 < engine["flowpilot_engine_recovery_seconds"] < 60
+        partitions = [name for name in engine if name.startswith("flowpilot_engine_running_executions")]
+        assert len(partitions) == 4
+        assert sum(engine[name] for name in partitions) == 0
+        assert "flowpilot_router_batch_records_count" in router
+        assert audit["flowpilot_audit_batch_records_sum"] > audit["flowpilot_audit_batch_seconds_count"] > 0
+        ran = 'flowpilot_worker_step_run_seconds_count{outcome="completed",step="square",workflow="shop"}'
+        assert (worker[ran], worker["flowpilot_worker_slots"]) == (1, 16)
+
+
+def _scraped(port: str) -> dict[str, float]:
+    """The samples that a role serves, by name and labels."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
 def _ask(cli: Cli, query: str) -> list[tuple[object, ...]]:

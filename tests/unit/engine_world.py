@@ -23,6 +23,7 @@ from flowpilot.engine.claim import EventsTopic
 from flowpilot.engine.engine import Engine
 from flowpilot.engine.errors import EngineHalt
 from flowpilot.ports.log import Delivery, Fetched, Record
+from flowpilot.ports.meter import OFF, Meter
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import RetryPolicy, StepDefinition, WorkflowDefinition
@@ -160,12 +161,12 @@ class Call:
 class Owner:
     """A process with an engine: its positions, and what it finished but did not commit yet."""
 
-    def __init__(self, world: World, skew: int = 0) -> None:
+    def __init__(self, world: World, skew: int = 0, meter: Meter = OFF) -> None:
         self.world = world
         self.line = Line(world)
         reader = world.log.reader()
         self.engine = Engine(
-            world.events_topic(), self.line, reader, world.definitions, lambda: world.now + skew, world.nonce
+            world.events_topic(), self.line, reader, world.definitions, lambda: world.now + skew, world.nonce, meter
         )
         self.reader = reader
         self.positions: dict[int, int] = {}

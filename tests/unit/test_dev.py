@@ -18,6 +18,7 @@ from flowpilot.core.inputs import check_input
 from flowpilot.local.dev.banner import banner, example, start_command
 from flowpilot.local.dev.file import DevFile
 from flowpilot.local.dev.found import FoundWorkflow, discover, find
+from flowpilot.local.dev.server import metrics_of
 from flowpilot.local.dev.watch import Watch
 from flowpilot.local.errors import StateInUse
 from flowpilot.ports.definitions import VersionConflict
@@ -25,6 +26,7 @@ from flowpilot.settings import (
     DEV_FILE,
     DevNotRunning,
     DevState,
+    Settings,
     SettingsError,
     dev_state,
     explain_settings,
@@ -263,3 +265,10 @@ def test_init_writes_a_project_that_loads_and_overwrites_nothing(here: Path) -> 
     check_input(orders.definition, given, Limits().input)
     with pytest.raises(Exception, match="nothing is overwritten"):
         init(here)
+
+
+def test_each_role_has_a_metrics_port_of_its_own() -> None:
+    settings = Settings(_env_file=None, metrics_port=9464)
+    ports = [metrics_of(role, settings) for role in ("engine", "router", "audit", "worker")]
+    assert ports == [{"FLOWPILOT_METRICS_PORT": str(port)} for port in (9464, 9465, 9466, 9467)]
+    assert metrics_of("engine", Settings(_env_file=None)) == {}

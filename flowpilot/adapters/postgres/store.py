@@ -78,9 +78,9 @@ class PostgresAuditStore:
         items = sorted(positions.items())
         await self._do(lambda connection: _begin(connection, items))
 
-    async def write(self, batch: Batch, project: Project) -> None:
+    async def write(self, batch: Batch, project: Project) -> Sequence[Divergence]:
         """See the port."""
-        await self._do(lambda connection: _write(connection, batch, project))
+        return await self._do(lambda connection: _write(connection, batch, project))
 
     async def close(self) -> None:
         """See the port."""
@@ -147,7 +147,7 @@ def _places(partitions: Sequence[TopicPartition]) -> tuple[str, str]:
     )
 
 
-def _write(connection: Connection, batch: Batch, project: Project) -> None:
+def _write(connection: Connection, batch: Batch, project: Project) -> Sequence[Divergence]:
     _advance(connection, sorted(batch.advances))
     divergences = batch.divergences
     repeats: Sequence[Repeat] = ()
@@ -168,6 +168,7 @@ def _write(connection: Connection, batch: Batch, project: Project) -> None:
         _insert_letters(session, batch.letters)
     if divergences:
         _insert_divergences(session, divergences)
+    return divergences
 
 
 def _advance(connection: Connection, advances: Sequence[Advance]) -> None:

@@ -47,6 +47,17 @@ class Role(NamedTuple):
 ROLES = (Role("engine"), Role("router"), Role("audit"))
 
 
+_MEASURED = ("engine", "router", "audit", WORKER)
+
+
+def metrics_of(role: str, settings: Settings) -> dict[str, str]:
+    """The role's metrics port by environment name: one after the other, from the one that is set."""
+    first = settings.metrics_port
+    if first is None or role not in _MEASURED:
+        return {}
+    return {"FLOWPILOT_METRICS_PORT": str(first + _MEASURED.index(role))}
+
+
 @dataclass(frozen=True)
 class DevOptions:
     """What `flowpilot dev` was asked for. Without `references`, workflows are looked for in `folder`."""
@@ -171,7 +182,9 @@ class DevServer:
         more = {"FLOWPILOT_LOG_LEVEL": "info"} if self._logs_unset and self._options.verbose else {}
         with ThreadPoolExecutor() as pool:  # each spends its first seconds on imports
             starting: list[Future[Any]] = [pool.submit(self._try_to_serve, found)]
-            starting += [pool.submit(self._system.start, role.name, role.name, environment=more) for role in ROLES]
+            for name in (role.name for role in ROLES):
+                environment = {**more, **metrics_of(name, self._settings)}
+                starting.append(pool.submit(self._system.start, name, name, environment=environment))
             for started in starting:
                 started.result()
 
@@ -268,7 +281,7 @@ class DevServer:
                 WORKER,
                 "worker",
                 *(workflow.reference for workflow in found.workflows),
-                environment={"PYTHONUNBUFFERED": "1", **level},
+                environment={"PYTHONUNBUFFERED": "1", **level, **metrics_of(WORKER, self._settings)},
                 grace=WORKER_GRACE,
             )
         except ChildFailed:
