@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from flowpilot.engine.table import Entry, PartitionTable, headers_of
 from flowpilot.ports.log import Fetched, Producer, Record
+from flowpilot.ports.meter import Meter
 from flowpilot.settings import Settings, load_settings
 
 
@@ -31,7 +32,7 @@ class CountingTable(PartitionTable):
 class Recorder:
     """Writes each event as a state record of its key, and each call into the journal."""
 
-    def __init__(self, settings: Settings, producer: Producer) -> None:
+    def __init__(self, settings: Settings, producer: Producer, meter: Meter) -> None:
         self._topics = settings.topics
         self._producer = producer
         self._journal = os.open(os.environ["RECORDER_JOURNAL"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
