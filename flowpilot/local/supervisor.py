@@ -127,12 +127,14 @@ class Supervisor:
     def kill(self, name: str, signum: int = signal.SIGKILL) -> int:
         """Send a signal to the child's process, for faults on purpose; returns the pid that got it.
 
-        A child that dies of it is started again. Raises LocalError if it is not running now.
+        A child that dies of it is started again, at once: its death says nothing of the child. Raises LocalError
+        if it is not running now.
         """
         with self._changed:  # the monitor reaps under this lock: the pid is still the child's
             child = self._get(name)
             if child.process is None:
                 raise LocalError(f"{name} is not running now")
+            child.quick_deaths = 0
             os.kill(child.process.pid, signum)
             return child.process.pid
 

@@ -48,6 +48,15 @@ def test_a_killed_child_is_started_again_at_once_and_counted(supervisor: Supervi
     assert supervisor.exit_status("a") == -signal.SIGKILL
 
 
+def test_a_child_that_is_killed_on_purpose_again_and_again_never_waits(supervisor: Supervisor) -> None:
+    supervisor.start("a", SLEEP)
+    begun = time.monotonic()
+    for number in range(6):  # one that died so often by itself would have waited for 0.2, 0.4, 0.8, 1.6, 3.2 s
+        supervisor.kill("a")
+        supervisor.wait_restarted("a", number)
+    assert time.monotonic() - begun < 5
+
+
 def test_a_child_that_keeps_dying_is_started_ever_more_slowly(supervisor: Supervisor) -> None:
     supervisor.start("crasher", ["false"])
     eventually(lambda: supervisor.restarts("crasher") >= 3)
