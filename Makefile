@@ -4,6 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHON
+# The tests start hundreds of processes of the command line, each three times faster with its bytecode at hand.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fetch demo test check format bench scale kill-loop clean

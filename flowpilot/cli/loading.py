@@ -94,6 +94,7 @@ def _load_file(path: Path) -> ModuleType:
 def _run(place: str, load: object) -> ModuleType:
     """Import the user's code and say what is wrong with it in one sentence."""
     assert callable(load)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a file saved twice in a second would be stale
     try:
         module = load()
     except (FlowPilotError, KeyboardInterrupt):
@@ -108,6 +109,8 @@ def _run(place: str, load: object) -> ModuleType:
         raise CommandFailed(f"importing {place} failed: {error}; install it or mend the import") from error
     except BaseException as error:
         raise CommandFailed(f"importing {place} failed: {_told(error)}") from error
+    finally:
+        sys.dont_write_bytecode = writes
     assert isinstance(module, ModuleType)
     return module
 

@@ -14,6 +14,7 @@ import pytest
 
 from flowpilot.cli import output
 from flowpilot.cli.failures import CommandFailed, Exit, explain
+from flowpilot.cli.loading import load_workflow
 from flowpilot.cli.main import main
 from flowpilot.client.errors import ExecutionCancelled, ExecutionFailed, ExecutionRefused, ResultTimeout
 from flowpilot.ports.log import LogUnavailable
@@ -325,3 +326,14 @@ def test_forms_of_output(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "none here\n")
     output.rows([], ("a",), output.Format.JSON, empty="none here")
     assert capfd.readouterr() == ("[]\n", "")
+
+
+def test_a_workflow_is_always_what_its_file_says_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes bytecode for fresh if the file's size and second are the same; an editor saves faster."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for version in ("1", "2"):
+        (tmp_path / "saved_twice.py").write_text(FLOWS.replace('"1"', f'"{version}"'))
+        os.utime("saved_twice.py", (1_000_000_000, 1_000_000_000))
+        assert load_workflow("saved_twice.py:orders").version == version
+        del sys.modules["saved_twice"]
