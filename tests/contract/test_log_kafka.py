@@ -314,6 +314,13 @@ def test_a_topic_id_outlives_nothing_but_the_topic(kafka_settings: Settings) -> 
     assert admin.topic_id(name) != first
 
 
+def test_a_topic_id_is_written_in_one_way(kafka_settings: Settings) -> None:
+    admin, names = KafkaAdmin(kafka_settings), [topic.name for topic in kafka_settings.topics.core()]
+    ids = run(catalog.KafkaTopicCatalog(kafka_settings).topic_ids(names))
+    assert ids == {name: admin.topic_id(name) for name in names}
+    assert not set("".join(ids.values())) & set("+/=")
+
+
 def test_administration_says_what_is_wrong(settings: Settings) -> None:
     nowhere = settings.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
     with pytest.raises(KafkaUnreachable, match=r"cannot reach Kafka at 127\.0\.0\.1:1"):

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from confluent_kafka.admin import TopicMetadata  # type: ignore[attr-defined]  # its __all__ lacks it
 
+from flowpilot.adapters.kafka.catalog import written
 from flowpilot.adapters.kafka.changes import TopicChanges
 from flowpilot.adapters.kafka.cluster import AdminError as AdminError
 from flowpilot.adapters.kafka.cluster import Cluster
@@ -114,9 +115,8 @@ class KafkaAdmin:
         return created
 
     def topic_id(self, name: str) -> str:
-        """The topic's id (KIP-516), 22 characters of URL-safe base64: another topic of that name has another."""
-        described = self._cluster.describe([name])[name]
-        return str(described.topic_id).replace("+", "-").replace("/", "_")
+        """The topic's id as `written`: another topic of that name has another. Raises `UnknownTopic`."""
+        return written(self._cluster.describe([name])[name].topic_id)
 
     def partitions(self, name: str) -> int:
         """The topic's partition count. Raises `UnknownTopic`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, Uuid
 from confluent_kafka.admin import AdminClient
 
 from flowpilot.adapters.kafka.config import client_properties
@@ -15,8 +15,13 @@ from flowpilot.settings import Settings
 _TIMEOUT = 10.0
 
 
+def written(topic_id: Uuid) -> str:
+    """A topic's id (KIP-516) as Kafka's own tools print it: 22 characters of URL-safe base64."""
+    return str(topic_id).replace("+", "-").replace("/", "_")
+
+
 class KafkaTopicCatalog:
-    """The ids of topics (KIP-516), 22 characters of URL-safe base64: a topic made again has another."""
+    """The ids of topics as `written`: a topic made again has another."""
 
     def __init__(self, settings: Settings) -> None:
         self._properties = client_properties(settings)
@@ -37,7 +42,7 @@ class KafkaTopicCatalog:
         answers = self._client.describe_topics(TopicCollection(names), request_timeout=_TIMEOUT)
         for name, future in answers.items():
             try:
-                found[name] = str(future.result(_TIMEOUT + 1).topic_id)
+                found[name] = written(future.result(_TIMEOUT + 1).topic_id)
             except KafkaException as error:
                 reason = error.args[0]
                 # A name that Kafka does not allow cannot be there either, and must not stop the others.
