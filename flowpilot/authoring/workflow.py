@@ -12,17 +12,16 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from flowpilot.authoring.durations import Duration, milliseconds
-from flowpilot.authoring.errors import DefinitionError, InputInvalid, first_problem
+from flowpilot.authoring.errors import DefinitionError, first_problem
 from flowpilot.authoring.graph import find_cycle, topological
-from flowpilot.authoring.results import NotSerialisable, to_json
+from flowpilot.authoring.input import WorkflowInput
 from flowpilot.authoring.retry import Retry
-from flowpilot.authoring.signature import Misfit, adapter_of, read_signature
+from flowpilot.authoring.signature import Misfit, read_signature
 from flowpilot.authoring.step import Step, plain_args
 from flowpilot.core.where import compiled
-from flowpilot_schemas.codec import decode
 from flowpilot_schemas.definition import (
     RESERVED_STEP_NAMES,
     StepDefinition,
@@ -88,13 +87,13 @@ class Workflow:
         self._by_handler: dict[Callable[..., Any], list[str]] = {}
         self._awaited: dict[str, list[Step]] = {}
         self._definition: WorkflowDefinition | None = None
-        self._input_adapter = self._adapter_of_input(input)
+        self._input = WorkflowInput(name, input)
         self._fields: dict[str, Any] = {
             "name": name,
             "version": version,
             "description": description,
             "triggers": tuple(self._checked(trigger) for trigger in triggers),
-            "input_schema": self._schema_of_input(),
+            "input_schema": self._input.schema,
             "timeout_ms": None if timeout is None else self._ms("timeout", timeout),
             "dedupe_window_ms": self._ms("dedupe_window", dedupe_window),
             "retry_window_ms": self._ms("retry_window", retry_window),
@@ -164,14 +163,7 @@ class Workflow:
 
     def input_json(self, value: Any) -> Any:
         """`value` (of the input's type, or what validates as it) as plain JSON values. Raises `InputInvalid`."""
-        try:
-            if self._input_adapter is not None:
-                value = self._input_adapter.validate_python(value)
-            return decode(to_json(value, self._input_adapter))
-        except ValidationError as error:
-            raise InputInvalid(f"this is not an input of workflow {self.name!r}: {first_problem(error)}") from None
-        except NotSerialisable as error:
-            raise InputInvalid(f"the input of workflow {self.name!r} must be JSON: {error}") from None
+        return self._input.as_json(value)
 
     def _declare(
         self,
@@ -310,19 +302,6 @@ class Workflow:
             where = f"trigger on topic {trigger.topic!r}: where {trigger.where!r} cannot be used"
             raise DefinitionError(self.name, f"{where}: {problem}")
         return trigger
-
-    def _adapter_of_input(self, annotation: Any) -> TypeAdapter[Any] | None:
-        try:
-            return None if annotation is None else adapter_of(annotation, "the input")
-        except Misfit as error:
-            raise DefinitionError(self.name, str(error)) from None
-
-    def _schema_of_input(self) -> dict[str, Any] | None:
-        try:
-            return None if self._input_adapter is None else self._input_adapter.json_schema()
-        except Exception as error:  # noqa: BLE001 - a schema is made by the user's types too
-            reason = str(error).splitlines()[0]
-            raise DefinitionError(self.name, f"the input has no JSON Schema ({reason}); use plain types") from None
 
     def _tell(self, step: str, check: Callable[[], Any]) -> Any:
         """Run `check`, and say where, if it finds something."""
