@@ -92,9 +92,7 @@ async def start(
     value = await json_value(request, backend.settings.trigger_limit)
     key = None if idempotency_key is None else header_text(idempotency_key)
     try:
-        handle = await backend.client.start(
-            name, value, key=key, version=version, if_exists=if_exists, actor=actor
-        )
+        handle = await backend.client.start(name, value, key=key, version=version, if_exists=if_exists, actor=actor)
     except StartUnconfirmed as error:
         backend.observed.unconfirmed(error)
         raise
