@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import stat
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,12 +17,15 @@ from flowpilot.adapters.memory.log import MemoryLog
 from flowpilot.cli.init import init
 from flowpilot.cli.loading import load_workflow
 from flowpilot.core.inputs import check_input
+from flowpilot.local.dev import roles
 from flowpilot.local.dev.banner import banner, example, start_command
 from flowpilot.local.dev.file import DevFile
 from flowpilot.local.dev.found import FoundWorkflow, discover, find
-from flowpilot.local.dev.server import metrics_of
+from flowpilot.local.dev.roles import ApiPort, DevRoles, metrics_of
 from flowpilot.local.dev.watch import Watch
-from flowpilot.local.errors import StateInUse
+from flowpilot.local.errors import ChildFailed, PortTaken, StateInUse
+from flowpilot.local.ports import free_ports
+from flowpilot.local.system import LocalSystem
 from flowpilot.ports.definitions import VersionConflict
 from flowpilot.settings import (
     DEV_FILE,
@@ -242,7 +247,7 @@ def test_the_example_input_is_one() -> None:
 def test_the_banner_has_at_most_ten_lines() -> None:
     workflows = [FoundWorkflow(f"f.py:w{number}", f"w{number}", "1", [], None) for number in range(9)]
     for error in (None, "importing f.py failed"):
-        lines = banner(seconds=1.0, servers="s", database="d", data="x", workflows=workflows, error=error)
+        lines = banner(seconds=1.0, servers="s", database="d", api="a", data="x", workflows=workflows, error=error)
         assert len(lines) <= 10
         assert (error or "and 6 more") in "\n".join(lines)
     assert start_command(workflows[0]) == "flowpilot execution start w0 --wait"
@@ -269,6 +274,59 @@ def test_init_writes_a_project_that_loads_and_overwrites_nothing(here: Path) -> 
 
 def test_each_role_has_a_metrics_port_of_its_own() -> None:
     settings = Settings(_env_file=None, metrics_port=9464)
-    ports = [metrics_of(role, settings) for role in ("engine", "router", "audit", "worker")]
-    assert ports == [{"FLOWPILOT_METRICS_PORT": str(port)} for port in (9464, 9465, 9466, 9467)]
+    ports = [metrics_of(role, settings) for role in ("engine", "router", "audit", "worker", "api")]
+    assert ports == [{"FLOWPILOT_METRICS_PORT": str(port)} for port in (9464, 9465, 9466, 9467, 9468)]
     assert metrics_of("engine", Settings(_env_file=None)) == {}
+
+
+def test_the_api_listens_where_it_did_or_at_the_next_free_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered = tmp_path / "api-port"
+    first, second, last = sorted(free_ports(3))
+    monkeypatch.setattr(roles, "_USUAL", [first, second])
+    assert ApiPort(None, remembered).choose() == first
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", first))
+        other.listen()
+        assert ApiPort(None, remembered).choose() == second
+        monkeypatch.setattr(roles, "_USUAL", [first])
+        assert ApiPort(None, remembered).choose() not in (0, first)
+        with pytest.raises(PortTaken, match=f"^the API cannot use port {first}: another program has it; stop that"):
+            ApiPort(first, remembered)
+    ApiPort(None, remembered).remember(last)
+    assert ApiPort(None, remembered).choose() == last
+    assert ApiPort(first, remembered).choose() == first
+    remembered.write_text("nonsense")
+    assert ApiPort(None, remembered).choose() == first
+
+
+class Refusing:
+    """A system in which the API does not start; `taken` is what another program has by then."""
+
+    def __init__(self, taken: socket.socket | None) -> None:
+        self.taken, self.ports = taken, list[int]()
+
+    def start(self, name: str, role: str, *, environment: dict[str, str], static: bool) -> int:
+        self.ports.append(int(environment["FLOWPILOT_API_PORT"]))
+        if self.taken is not None and len(self.ports) == 1:
+            self.taken.bind(("127.0.0.1", self.ports[0]))
+            self.taken.listen()
+        elif self.taken is not None:
+            return 1
+        raise ChildFailed(name, "ended before it was ready (exit status 1)", "", "api.log")
+
+
+def test_a_port_that_another_one_took_first_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remembered, settings = tmp_path / "api-port", Settings(_env_file=None)
+    monkeypatch.setattr(roles, "_USUAL", sorted(free_ports(3)))
+    with socket.socket() as taken:
+        system = Refusing(taken)
+        started = DevRoles(cast(LocalSystem, system), settings, ApiPort(None, remembered))
+        started.start("api", {})
+        assert len(set(system.ports)) == 2
+        assert started.api_port == system.ports[1] == int(remembered.read_text())
+    broken = Refusing(None)
+    with pytest.raises(ChildFailed):  # for another reason
+        DevRoles(cast(LocalSystem, broken), settings, ApiPort(None, remembered)).start("api", {})
+    assert len(broken.ports) == 1

@@ -13,7 +13,14 @@ NO_WORKFLOW = "none yet; `flowpilot init` writes an example"
 
 
 def banner(
-    *, seconds: float, servers: str, database: str, data: str, workflows: Sequence[FoundWorkflow], error: str | None
+    *,
+    seconds: float,
+    servers: str,
+    database: str,
+    api: str,
+    data: str,
+    workflows: Sequence[FoundWorkflow],
+    error: str | None,
 ) -> list[str]:
     """At most ten lines: addresses, where the data are, what to type next."""
     named = ", ".join(f"{workflow.name} ({workflow.reference})" for workflow in workflows[:3])
@@ -25,6 +32,7 @@ def banner(
         f"FlowPilot is ready after {seconds:.1f} s. Ctrl-C stops everything.",
         f"  Kafka       {servers}",
         f"  PostgreSQL  {database}",
+        f"  API         {api} ({api}/openapi.json describes it)",
         f"  data        {data}",
         f"  workflows   {named or NO_WORKFLOW}",
     ]
