@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy
 from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
@@ -16,6 +16,8 @@ from flowpilot.settings import Settings
 
 if TYPE_CHECKING:
     from flowpilot.adapters.postgres.migrations import SchemaState
+
+Queries = TypeVar("Queries")
 
 _NO_SUCH_DATABASE = "3D000"
 _EXISTS_ALREADY = frozenset({"42P04", "23505"})
@@ -116,6 +118,13 @@ def asking(asked: Asked) -> Iterator[sqlalchemy.Engine]:
             yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def querying(asked: Asked, queries: Callable[[sqlalchemy.Engine], Queries]) -> Iterator[Queries]:
+    """`queries` over the database. Raises as `asking`."""
+    with asking(asked) as engine:
+        yield queries(engine)
 
 
 def iso(moment: datetime) -> str:
