@@ -25,12 +25,10 @@ class Namesakes(logging.Filter):
             return True
         if self._member is None or FORGOTTEN not in record.getMessage():
             return False
-        record.msg, record.args = (
-            (
-                f"another process has joined as {self._member!r}, and the partitions went to it (or this one stood still "
-                "for longer than its session): give every engine a FLOWPILOT_MEMBER_ID of its own, or none"
-            ),
-            (),
+        record.args = ()
+        record.msg = (
+            f"another process has joined as {self._member!r}, and the partitions went to it (or this one stood "
+            "still for longer than its session): give every engine a FLOWPILOT_MEMBER_ID of its own, or none"
         )
         return True
 
