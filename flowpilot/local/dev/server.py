@@ -122,6 +122,10 @@ class DevServer:
             remove_data(data)
 
     def _prepare_database(self, url: str) -> None:
+        from flowpilot.adapters.postgres.revision import is_current
+
+        if is_current(url):
+            return
         from flowpilot.app.database import prepare_database
 
         prepare_database(self._settings.model_copy(update={"database_url": SecretStr(url)}))
