@@ -19,6 +19,7 @@ from flowpilot.ports.log import Producer
 from flowpilot.ports.meter import Meter
 from flowpilot.settings import Settings
 from flowpilot_agents.contract import Engine
+from flowpilot_agents.namesake import tell_of_namesakes
 from flowpilot_agents.watch import GuardedProducer
 
 BuildEngine = Callable[[Settings, Producer, Meter], Engine]
@@ -67,8 +68,7 @@ def run(settings: Settings, build_engine: BuildEngine) -> NoReturn:
     configure_logging(settings, "engine")
     # A tick that waits for a batch is late, and that is in order.
     logging.getLogger("mode.timers").setLevel(logging.ERROR)
-    # So is a heartbeat that is answered with a rebalance.
-    logging.getLogger("aiokafka.consumer.group_coordinator").setLevel(logging.ERROR)
+    tell_of_namesakes(settings.member_id)
     serving = ExitStack()
     try:
         check_topics(settings)

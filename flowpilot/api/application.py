@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flowpilot.api import dead_letters, executions, health, problems, workflows
 from flowpilot.api.backend import Backend
+from flowpilot.api.observed import Observing
 from flowpilot.api.shapes import JSON
 
 DESCRIPTION = """\
@@ -41,6 +42,8 @@ def create_app(backend: Backend) -> FastAPI:
     app.include_router(health.router)
     problems.register(app)
     app.add_middleware(_Careful)
+    if backend.observed.is_on:
+        app.add_middleware(Observing, observed=backend.observed)
     described = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -9,11 +9,13 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
+from flowpilot.api.observed import Observed
 from flowpilot.app.database import Database, DatabaseUnreachable
 from flowpilot.client.client import ConnectedClient
 from flowpilot.client.handle import Handle
 from flowpilot.ports.definitions import Definitions
 from flowpilot.ports.log import LogUnavailable
+from flowpilot.ports.meter import OFF, Meter
 from flowpilot.settings import Settings
 from flowpilot_schemas.messages import ExecutionEnded
 
@@ -27,10 +29,18 @@ Found = TypeVar("Found")
 class Backend:
     """Used on the loop that serves. `longest_wait`: seconds that a request may wait for an execution's end."""
 
-    def __init__(self, settings: Settings, client: ConnectedClient, *, longest_wait: float = LONGEST_WAIT) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: ConnectedClient,
+        *,
+        longest_wait: float = LONGEST_WAIT,
+        meter: Meter = OFF,
+    ) -> None:
         self.settings = settings
         self.client = client
         self.longest_wait = longest_wait
+        self.observed = Observed(meter)
         self.draining = asyncio.Event()
         self._database = Database(settings, application="flowpilot-api", connections=CONNECTIONS)
         self._threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="flowpilot-api")
@@ -58,11 +68,12 @@ class Backend:
         waiting = asyncio.create_task(handle.ended())
         stopping = asyncio.create_task(self.draining.wait())
         try:
-            await asyncio.wait(
-                {waiting, stopping},
-                timeout=min(seconds, self.longest_wait),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            with self.observed.waiting():
+                await asyncio.wait(
+                    {waiting, stopping},
+                    timeout=min(seconds, self.longest_wait),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
             return waiting.result() if waiting.done() else None
         finally:
             waiting.cancel()

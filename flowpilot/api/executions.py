@@ -41,7 +41,7 @@ from flowpilot.api.shapes import (
     RetryBody,
 )
 from flowpilot.app import executions
-from flowpilot.client.errors import RetryUnanswered
+from flowpilot.client.errors import RetryUnanswered, StartUnconfirmed
 from flowpilot.client.handle import Handle
 from flowpilot_schemas.limits import MAX_KEY
 
@@ -91,7 +91,11 @@ async def start(
     """The body is the workflow's input. The answer comes before anything runs, unless `wait` is given."""
     value = await json_value(request, backend.settings.trigger_limit)
     key = None if idempotency_key is None else header_text(idempotency_key)
-    handle = await backend.client.start(name, value, key=key, version=version, if_exists=if_exists, actor=actor)
+    try:
+        handle = await backend.client.start(name, value, key=key, version=version, if_exists=if_exists, actor=actor)
+    except StartUnconfirmed as error:
+        backend.observed.unconfirmed(error)
+        raise
     return await _accepted(backend, handle, wait, {"execution": handle.id, "status": "accepted"})
 
 

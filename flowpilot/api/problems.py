@@ -103,7 +103,7 @@ def _unavailable(error: Exception, execution: str | None) -> Refusal | None:
     match error:
         case StartUnconfirmed():
             # The audit record or the same key tells, so that nobody has to guess.
-            code = "start_unconfirmed" if error.sent else "not_started"
+            code = error.code
             detail = f"Kafka did not acknowledge the start: {error}"
         case LogUnavailable():
             code, detail = "kafka_unavailable", f"Kafka did not answer ({error}); repeat the request later"

@@ -14,6 +14,7 @@ from flowpilot.api.access import OpenToAll, is_this_machine
 from flowpilot.api.application import create_app
 from flowpilot.api.backend import PATIENCE, Backend
 from flowpilot.app.client import Client
+from flowpilot.app.metrics import serving_metrics
 from flowpilot.app.signals import run_until_signalled
 from flowpilot.core.errors import FlowPilotError
 from flowpilot.settings import Settings
@@ -33,16 +34,17 @@ class CannotListen(FlowPilotError):
 
 async def run_api(settings: Settings, on_ready: Callable[[str], None] = lambda address: None) -> int:
     """Serve until a signal; the exit code. `on_ready` is given the address. Neither Kafka nor PostgreSQL has to
-    be there: requests say so. Raises `OpenToAll`, `CannotListen`."""
+    be there: requests say so. Raises `OpenToAll`, `CannotListen`, `MetricsUnavailable`."""
     if not settings.api_tokens and not is_this_machine(settings.api_host):
         raise OpenToAll(settings.api_host)
     listener = _listening(settings.api_host, settings.api_port)
-    async with Client(settings, patience=PATIENCE) as client:
-        backend = Backend(settings, client)
-        try:
-            return await run_until_signalled(_Serving(backend, listener, on_ready))
-        finally:
-            backend.close()
+    with serving_metrics(settings, "api") as meter:
+        async with Client(settings, patience=PATIENCE) as client:
+            backend = Backend(settings, client, meter=meter)
+            try:
+                return await run_until_signalled(_Serving(backend, listener, on_ready))
+            finally:
+                backend.close()
 
 
 class _Serving:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy
 from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
 
 from flowpilot.adapters.postgres.engine import connect, driver_url
-from flowpilot.adapters.postgres.migrations import SchemaState, state, upgrade
 from flowpilot.core.errors import FlowPilotError
 from flowpilot.settings import Settings
+
+if TYPE_CHECKING:
+    from flowpilot.adapters.postgres.migrations import SchemaState
+
+Queries = TypeVar("Queries")
 
 _NO_SUCH_DATABASE = "3D000"
 _EXISTS_ALREADY = frozenset({"42P04", "23505"})
@@ -36,6 +41,8 @@ def prepare_database(settings: Settings) -> bool:
 
     Idempotent; True if it was created. Raises `DatabaseUnreachable`, `DatabaseRefused`, `DatabaseAddressError`.
     """
+    from flowpilot.adapters.postgres.migrations import upgrade  # Alembic is slow to import, and rarely needed
+
     url = settings.database_url.get_secret_value()
     with explained(settings):
         created = _create_if_missing(url)
@@ -45,6 +52,8 @@ def prepare_database(settings: Settings) -> bool:
 
 def schema_state(settings: Settings) -> SchemaState:
     """Where the database stands. Raises as `prepare_database` does."""
+    from flowpilot.adapters.postgres.migrations import state
+
     with explained(settings):
         return state(settings.database_url.get_secret_value())
 
@@ -109,6 +118,13 @@ def asking(asked: Asked) -> Iterator[sqlalchemy.Engine]:
             yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def querying(asked: Asked, queries: Callable[[sqlalchemy.Engine], Queries]) -> Iterator[Queries]:
+    """`queries` over the database. Raises as `asking`."""
+    with asking(asked) as engine:
+        yield queries(engine)
 
 
 def iso(moment: datetime) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from flowpilot.adapters.postgres.dead_letters import DeadLetterQueries, Place, Wanted
 from flowpilot.adapters.postgres.models import DeadLetterRow
-from flowpilot.app.database import Asked, asking, iso
+from flowpilot.app.database import Asked, iso, querying
 from flowpilot.audit.records import without_nul
 
 Fields = dict[str, Any]
@@ -48,7 +46,7 @@ class Shown(NamedTuple):
 
 def list_groups(asked: Asked, wanted: Wanted) -> list[Fields]:
     """By reason, the one with the newest letter first. Raises `DatabaseUnreachable`, `DatabaseRefused`."""
-    with _queries(asked) as queries:
+    with querying(asked, DeadLetterQueries) as queries:
         return [
             {
                 "reason": group.example.reason,
@@ -69,14 +67,14 @@ def list_letters(asked: Asked, wanted: Wanted, limit: int, before: int | None = 
     """The newest first (older than the letter `before`), without their bytes; and how many there are in all.
     Raises as `list_groups`."""
     names = {name: without_nul(getattr(wanted, name)) for name in ("reason", "workflow", "topic")}
-    with _queries(asked) as queries:
+    with querying(asked, DeadLetterQueries) as queries:
         found, total = queries.letters(replace(wanted, **names), limit, before)
         return [_letter(row) for row in found], total
 
 
 def show_letter(asked: Asked, which: int | Place) -> Shown | None:
     """One dead letter, by its id or by its record's place; None if there is none. Raises as `list_groups`."""
-    with _queries(asked) as queries:
+    with querying(asked, DeadLetterQueries) as queries:
         found = queries.show(which)
     if found is None:
         return None
@@ -97,12 +95,6 @@ def as_json(letter: Shown) -> Fields:
         "value_base64": _base64(letter.value),
         "value_text": _text(letter.value),
     }
-
-
-@contextmanager
-def _queries(asked: Asked) -> Iterator[DeadLetterQueries]:
-    with asking(asked) as engine:
-        yield DeadLetterQueries(engine)
 
 
 def _letter(row: DeadLetterRow) -> Fields:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ import orjson
 from flowpilot.adapters.postgres.archive import PostgresAuditArchive
 from flowpilot.adapters.postgres.models import TaskExecution, WorkflowExecution
 from flowpilot.adapters.postgres.queries import AuditQueries, Filter
-from flowpilot.app.database import Asked, asking, iso
+from flowpilot.app.database import Asked, asking, iso, querying
 from flowpilot.audit.projection import REFUSED, UNKNOWN
 from flowpilot.audit.records import without_nul
 from flowpilot.audit.verify import verify
@@ -39,7 +37,7 @@ class Page(NamedTuple):
 def list_executions(asked: Asked, wanted: Filter, *, limit: int, before: int | None = None) -> Page:
     """The newest first, those after the place `before`. Raises `DatabaseUnreachable`, `DatabaseRefused`."""
     wanted = replace(wanted, key=without_nul(wanted.key), workflow=without_nul(wanted.workflow))
-    with _queries(asked) as queries:
+    with querying(asked, AuditQueries) as queries:
         # One more than is shown tells whether there is another page.
         found = queries.list_executions(wanted, limit=limit + 1, before=before)
     shown = found[:limit]
@@ -55,7 +53,7 @@ def list_executions(asked: Asked, wanted: Filter, *, limit: int, before: int | N
 def show_execution(asked: Asked, execution: str, *, run: int | None = None, history: bool = True) -> Fields | None:
     """One run with its steps, retries and (unless `history` is False) history; None if the audit does not know
     it. Raises as `list_executions`."""
-    with _queries(asked) as queries:
+    with querying(asked, AuditQueries) as queries:
         detail = queries.show_execution(execution, run, history=history)
         if detail is None:
             return None
@@ -88,7 +86,7 @@ class HistoryPage(NamedTuple):
 def history_of(asked: Asked, execution: str, *, run: int | None, after: int, limit: int) -> HistoryPage | None:
     """A run's history events from seq `after` + 1 on; None if the audit does not know it. Raises as
     `list_executions`."""
-    with _queries(asked) as queries:
+    with querying(asked, AuditQueries) as queries:
         found = queries.history(execution, run, after=after, limit=limit + 1)
     if found is None:
         return None
@@ -99,7 +97,7 @@ def history_of(asked: Asked, execution: str, *, run: int | None, after: int, lim
 
 def differences(settings: Settings, execution: str | None) -> list[Fields]:
     """Where the audit contradicts itself: hash chains, sequence, rows; and what the writer set aside as wrong."""
-    with _queries(settings) as queries, asking(settings) as engine:
+    with querying(settings, AuditQueries) as queries, asking(settings) as engine:
         found = [
             {"execution": item.execution, "run": item.run, "seq": item.seq, "what": item.what}
             for item in verify(PostgresAuditArchive(engine), execution)
@@ -109,12 +107,6 @@ def differences(settings: Settings, execution: str | None) -> list[Fields]:
                 what = f"{item.reason}: {item.detail}"
                 found.append({"execution": item.execution_id, "run": item.run, "seq": item.seq, "what": what})
         return found
-
-
-@contextmanager
-def _queries(asked: Asked) -> Iterator[AuditQueries]:
-    with asking(asked) as engine:
-        yield AuditQueries(engine)
 
 
 def _execution(row: WorkflowExecution) -> Fields:

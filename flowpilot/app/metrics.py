@@ -12,7 +12,7 @@ from flowpilot.ports.meter import OFF, Meter
 from flowpilot.ports.metrics import METRICS
 from flowpilot.settings import Settings
 
-Role = Literal["engine", "router", "worker", "audit"]
+Role = Literal["engine", "router", "worker", "audit", "api"]
 
 
 class MetricsUnavailable(FlowPilotError):

@@ -30,11 +30,15 @@ def dev(
         int | None, typer.Option("--postgres-port", min=1, max=65535, help="Default: the last one, or any.",
                                  metavar="PORT")
     ] = None,
+    api_port: Annotated[
+        int | None, typer.Option("--api-port", min=1, max=65535, help="Default: the last one, or the next free "
+                                 "one from 8080 on.", metavar="PORT")
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show what every role logs, not only the worker.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Run all of FlowPilot here: Kafka, PostgreSQL, every role, and a worker that follows your files.
+    """Run all of FlowPilot here: Kafka, PostgreSQL, every role, the HTTP API, and a worker that follows your files.
 
     \b
     Examples:
@@ -66,6 +70,7 @@ def dev(
         ephemeral=ephemeral,
         kafka_port=kafka_port,
         postgres_port=postgres_port,
+        api_port=api_port,
         verbose=verbose,
     )
     with terminate_cleanly():

@@ -41,6 +41,8 @@ _CODES = {
     "OpenToAll": Exit.USAGE,
     "UnknownWorkflow": Exit.NOT_FOUND,
     "WorkflowDeleted": Exit.NOT_FOUND,
+    "NobodyReads": Exit.NOT_FOUND,
+    "TopicMissing": Exit.NOT_FOUND,
     "ExecutionFailed": Exit.EXECUTION_FAILED,
     "ExecutionRefused": Exit.EXECUTION_FAILED,
     "ExecutionCancelled": Exit.CANCELLED,

@@ -1,24 +1,120 @@
-"""`flowpilot trigger fate|dry-run`."""
+"""`flowpilot trigger publish|fate|dry-run`."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flowpilot.cli.begin import begin
 from flowpilot.cli.failures import CommandFailed, Exit
-from flowpilot.cli.output import Format, Output, rows, say
+from flowpilot.cli.output import Format, Output, line, record, rows, say
+
+if TYPE_CHECKING:
+    from flowpilot.settings import Settings
 
 app = typer.Typer(
     name="trigger",
-    help="What became of records on trigger topics, and what would.",
+    help="Publish records on trigger topics; what became of one, and what would.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 TopicName = Annotated[str, typer.Argument(help="The Kafka topic.", metavar="TOPIC")]
+RecordHeaders = Annotated[
+    list[str] | None,
+    typer.Option("--header", "-H", help="A record header; may be repeated.", metavar="NAME=VALUE"),
+]
+Headers = tuple[tuple[str, bytes], ...]
+_FATE = ("workflow", "fate", "reason", "execution", "run", "detail")
+
+
+@app.command()
+def publish(
+    topic: TopicName,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", "-k", help="The record's key: the same key, the same partition.", metavar="KEY"),
+    ] = None,
+    header: RecordHeaders = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="The record's value; without it, stdin.", metavar="FILE")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would start, and publish nothing.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", "-w", help="Wait until it is known what became of it, and print that.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0, help="Wait at most so long.", metavar="SECONDS")
+    ] = 30.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Publish a record on TOPIC, and print where it is; with --wait, what it started, workflow by workflow.
+
+    \b
+    Examples:
+      flowpilot trigger publish patients.registered < record.json
+      echo '{"patient_id": "p-17"}' | flowpilot trigger publish patients.registered --wait
+      flowpilot trigger publish orders --key o-1 --file event.json -H content-type=application/cloudevents+json
+      flowpilot trigger publish patients.registered --file record.json --dry-run
+
+    The bytes are sent as they are. Nothing is published on a topic that is not there (none is created) or that no
+    workflow reads: exit code 6. With --wait: 1 if it became a dead letter or was refused, 4 if that is not known
+    in time.
+    """
+    from flowpilot.app import triggers
+
+    headers = _headers(header)
+    settings = begin()
+    value = _value(file)
+    foretold = _foretold(settings, topic, value, headers)
+    if dry_run:
+        _show_foretold(foretold, output)
+        return
+    given = None if key is None else key.encode(errors="surrogateescape")
+    place = asyncio.run(triggers.publish(settings, topic, value, key=given, headers=headers))
+    if not wait:
+        if output is Format.TABLE:
+            line("/".join(map(str, place)))
+            for each in foretold:
+                say(_expected(each))
+        else:
+            record({**place._asdict(), "foretold": foretold}, output)
+        return
+    say(f"record {'/'.join(map(str, place))}")
+    found = triggers.await_fates(settings, place, foretold, timeout)
+    if output is Format.TABLE:
+        rows(found, _FATE, output, empty="")
+    else:
+        record({**place._asdict(), "fates": found}, output)
+    if not triggers.all_told(found, foretold):
+        later = f"flowpilot trigger fate {' '.join(map(str, place))}"
+        raise CommandFailed(
+            f"what became of it is not known after {timeout:g} s; `{later}` tells later, `flowpilot doctor` "
+            "whether router, engine and audit run",
+            Exit.TIMED_OUT,
+        )
+    _fail_for_dead_letters(sum(each["fate"] == "dead_letter" for each in found))
+    if any(each["fate"] == "refused" for each in found):
+        raise typer.Exit(Exit.ERROR)
+
+
+def _expected(foretold: dict[str, Any]) -> str:
+    who = foretold["workflow"] or "every workflow that reads it"
+    match foretold["outcome"]:
+        case "start":
+            key = f" of key {foretold['key']}" if foretold["key"] else ""
+            which = f" {foretold['execution']}" if foretold["execution"] else ""
+            return f"{who}: starts execution{which}{key}, unless there is one"
+        case "filtered":
+            return f"{who}: starts nothing, {foretold['detail']}"
+        case _:
+            return f"{who}: a dead letter, {foretold['reason']}: {foretold['detail']}"
 
 
 @app.command()
@@ -46,18 +142,11 @@ def fate(
             "shows which workflows would take such a record",
             Exit.NOT_FOUND,
         )
-    rows(found, ("workflow", "fate", "reason", "execution", "run", "detail"), output, empty="")
+    rows(found, _FATE, output, empty="")
 
 
 @app.command("dry-run")
-def dry_run(
-    topic: TopicName,
-    header: Annotated[
-        list[str] | None,
-        typer.Option("--header", "-H", help="A record header; may be repeated.", metavar="NAME=VALUE"),
-    ] = None,
-    output: Output = Format.TABLE,
-) -> None:
+def dry_run(topic: TopicName, header: RecordHeaders = None, output: Output = Format.TABLE) -> None:
     """What the record on stdin would start on TOPIC, with which key and id, or why it would not. Nothing is sent.
 
     \b
@@ -66,24 +155,43 @@ def dry_run(
       flowpilot trigger dry-run orders -H content-type=application/cloudevents+json < event.json
 
     It takes the registered workflows as they are now. Exit code 1: it would be a dead letter; 6: no workflow reads
-    the topic.
+    the topic. `flowpilot trigger publish` sends it.
     """
-    import asyncio
+    headers = _headers(header)
+    _show_foretold(_foretold(begin(), topic, _value(None), headers), output)
 
+
+def _foretold(settings: Settings, topic: str, value: bytes, headers: Headers) -> list[dict[str, Any]]:
     from flowpilot.app import triggers
 
-    headers = tuple(_header(each) for each in header or ())
-    found = asyncio.run(triggers.dry_run(begin(), topic, sys.stdin.buffer.read(), headers))
-    if not found:
-        raise CommandFailed(
-            f"no registered workflow reads {topic}; `flowpilot workflow list` shows which topics are read",
-            Exit.NOT_FOUND,
-        )
+    return asyncio.run(triggers.dry_run(settings, topic, value, headers))
+
+
+def _show_foretold(found: list[dict[str, Any]], output: Format) -> None:
     rows(found, ("workflow", "outcome", "reason", "key", "execution", "detail"), output, empty="")
-    letters = sum(each["outcome"] == "dead_letter" for each in found)
+    _fail_for_dead_letters(sum(each["outcome"] == "dead_letter" for each in found))
+
+
+def _fail_for_dead_letters(letters: int) -> None:
     if letters:
         say(f"{letters} dead letter{'' if letters == 1 else 's'}")
         raise typer.Exit(Exit.ERROR)
+
+
+def _value(file: Path | None) -> bytes:
+    """The record: the file's bytes as they are, or those of stdin."""
+    if file is None:
+        if sys.stdin.isatty():
+            say("reading the record from the terminal: Ctrl-D ends it, Ctrl-C publishes nothing")
+        return sys.stdin.buffer.read()
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CommandFailed(f"cannot read {file}: {error.strerror}", Exit.USAGE) from error
+
+
+def _headers(given: list[str] | None) -> Headers:
+    return tuple(_header(each) for each in given or ())
 
 
 def _header(given: str) -> tuple[str, bytes]:

@@ -48,6 +48,11 @@ class StartUnconfirmed(FlowPilotError, LogUnavailable):
         )
         super().__init__(f"{reason}; {outcome}")
 
+    @property
+    def code(self) -> str:
+        """A stable word for it."""
+        return "start_unconfirmed" if self.sent else "not_started"
+
 
 class NotSent(FlowPilotError):
     """The log refused the record for good."""

@@ -159,4 +159,30 @@ AUDIT_DIVERGENCES = Metric(
     ("reason",),
 )
 
+# API
+
+API_REQUESTS = Metric(
+    "flowpilot_api_requests_total",
+    "counter",
+    "Requests that were answered, by the address's template (`none`: there is no such address) and the status's "
+    "class, such as `2xx`.",
+    ("method", "route", "status"),
+)
+API_REQUEST = Metric(
+    "flowpilot_api_request_seconds",
+    "histogram",
+    "From a request's first line to the end of its answer; without those that ask to `wait`, which take as long "
+    "as an execution does.",
+    ("method", "route"),
+    _SECONDS,
+)
+API_WAITS = Metric("flowpilot_api_waits", "gauge", "Requests that wait for an execution's end (`?wait=`) now.")
+API_UNCONFIRMED = Metric(
+    "flowpilot_api_starts_unconfirmed_total",
+    "counter",
+    "Starts that Kafka did not acknowledge: `start_unconfirmed` if it may have taken them all the same, else "
+    "`not_started`.",
+    ("reason",),
+)
+
 METRICS: tuple[Metric, ...] = tuple(each for each in list(globals().values()) if isinstance(each, Metric))

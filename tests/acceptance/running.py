@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -19,9 +20,12 @@ import pytest
 from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from flowpilot.adapters.kafka.config import reader_properties
+from flowpilot.adapters.kafka.reader import KafkaReader
 from flowpilot.cli.failures import Exit
 from flowpilot.local.services import LocalServices
 from flowpilot.local.system import LocalSystem
+from flowpilot.ports.log import Fetched
 from flowpilot.settings import Settings
 from flowpilot_schemas.ids import keyed_execution_id
 from tests.conftest import delete_topics
@@ -168,6 +172,21 @@ class RunningSystem(LocalSystem):
             )
         assert self._producer.flush(30) == 0
         return [places[number] for number in range(len(places))]
+
+    def records(self, topic: str) -> list[Fetched]:
+        """Every record of a topic."""
+        return asyncio.run(self._records(topic))
+
+    async def _records(self, topic: str) -> list[Fetched]:
+        reader = KafkaReader(reader_properties(self.settings))
+        try:
+            found: list[Fetched] = []
+            for partition in range(4):
+                first, end = await reader.bounds(topic, partition)
+                found += await reader.read(topic, partition, first, end)
+            return found
+        finally:
+            reader.close()
 
     def trigger(self, workflow: str, input: Any = None, key: str | None = None) -> str:
         """Start an execution by a record on the topic of triggers; its id."""

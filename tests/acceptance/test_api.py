@@ -68,7 +68,8 @@ def shown_as(http: httpx.Client, execution: str, status: str) -> dict[str, objec
 
 
 def test_an_executions_life_with_a_token(system: RunningSystem) -> None:
-    with api(system, FLOWPILOT_API_TOKENS=TOKENS) as (_, http):
+    [port] = free_ports(1)
+    with api(system, FLOWPILOT_API_TOKENS=TOKENS, FLOWPILOT_METRICS_PORT=str(port)) as (_, http):
         assert http.get("/executions").status_code == http.post(START, json={"n": 3}).status_code == 401
         assert http.get("/readyz").json() == {"status": "ok", "kafka": "ok", "postgres": "ok"}
         http.headers["Authorization"] = "Bearer Yx81LsPz"
@@ -109,6 +110,13 @@ def test_an_executions_life_with_a_token(system: RunningSystem) -> None:
         assert shown_as(http, retry, "failed")["retry_reason"] == "once more"
         refused = http.post(f"/executions/{execution}/retry")
         assert (refused.status_code, refused.json()["code"]) == (409, "completed")
+
+        told = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        retries = 'method="POST",route="/executions/{execution}/retry",status='
+        assert f'flowpilot_api_requests_total{{{retries}"2xx"}} 1.0' in told
+        assert f'flowpilot_api_requests_total{{{retries}"4xx"}} 1.0' in told
+        assert execution not in told
+        assert http.get("/metrics").status_code == 404
 
 
 def test_a_cancel_reaches_who_waits_and_the_handler(system: RunningSystem) -> None:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from flowpilot.cli.failures import Exit
@@ -100,21 +102,40 @@ class Developer:
     def children(self) -> list[int]:
         """The processes that it has started."""
         entries = json.loads((self.folder / ".flowpilot" / "processes.json").read_text())
-        assert {"kafka", "postgres", "engine", "router", "audit", "worker"} <= {entry["name"] for entry in entries}
+        assert {"kafka", "postgres", "engine", "router", "audit", "worker", "api"} <= {
+            entry["name"] for entry in entries
+        }
         return [entry["pid"] for entry in entries]
 
     def ports(self) -> list[int]:
         """Where its servers listen."""
         text = (self.folder / ".flowpilot" / "dev.env").read_text()
-        return [int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", text)]
+        return [int(port) for port in re.findall(r"(?:127\.0\.0\.1:|API_PORT=)(\d+)", text)]
+
+    def api(self, path: str) -> Any:
+        """What the API answers at the address that the terminal shows."""
+        [address] = re.findall(r"^  API +(http://\S+) ", self.seen(), re.MULTILINE)
+        answer = httpx.get(f"{address}{path}", timeout=PATIENCE)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+def at_work(folder: Path) -> Iterator[Developer]:
+    folder.mkdir()
+    person = Developer(folder)
+    yield person
+    if not person.ended():
+        person.end(signal.SIGTERM)
 
 
 @pytest.fixture
 def developer(tmp_path: Path) -> Iterator[Developer]:
-    person = Developer(tmp_path)
-    yield person
-    if not person.ended():
-        person.end(signal.SIGTERM)
+    yield from at_work(tmp_path / "here")
+
+
+@pytest.fixture
+def neighbour(tmp_path: Path) -> Iterator[Developer]:
+    yield from at_work(tmp_path / "there")
 
 
 def statuses(rows: Sequence[dict[str, str]]) -> dict[str, str]:
@@ -122,14 +143,16 @@ def statuses(rows: Sequence[dict[str, str]]) -> dict[str, str]:
 
 
 @pytest.mark.timeout(480)
-def test_a_day_with_flowpilot_dev(developer: Developer) -> None:
+def test_a_day_with_flowpilot_dev(developer: Developer, neighbour: Developer) -> None:
     developer.begin()
     ready = developer.seen().splitlines()[1:]
     assert len(ready) <= 10, ready
     assert any("greetings (flows.py:greetings)" in line for line in ready)
 
-    # Another terminal in the same folder needs no settings.
+    # Another terminal in the same folder needs no settings, and the API is where it says.
     assert developer.greeting() == "good morning"
+    assert developer.api("/readyz")["status"] == "ok"
+    assert [row["workflow"] for row in developer.api("/workflows")["items"]] == ["greetings"]
     again = developer.types("dev")
     assert (again.returncode, again.stderr.count("\n")) == (Exit.ERROR, 1), again.stderr
     assert "runs in this folder already" in again.stderr
@@ -178,7 +201,20 @@ def test_a_day_with_flowpilot_dev(developer: Developer) -> None:
     developer.begin()
     assert developer.ports() == ports
     assert developer.greeting() == "good morning"
+    assert developer.api("/readyz")["status"] == "ok"
     assert len(json.loads(developer.types("execution", "list", "-o", "json").stdout)) >= 5
+
+    # A second one, elsewhere, starts beside it; a port that is asked for and taken is one sentence.
+    assert len(ports) == 3
+    neighbour.begin("--ephemeral")
+    assert not set(neighbour.ports()) & set(ports)
+    assert neighbour.greeting() == "good morning"
+    assert neighbour.api("/executions")["items"][0]["workflow"] == "greetings"
+    assert neighbour.end(signal.SIGTERM) == 128 + signal.SIGTERM
+    refused = neighbour.types("dev", "--api-port", str(ports[-1]))
+    assert refused.returncode == Exit.ERROR
+    assert f"the API cannot use port {ports[-1]}: another program has it" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
     # Ctrl-C leaves no process and no port.
     children = developer.children()

@@ -111,3 +111,53 @@ def test_each_record_has_a_fate_that_can_be_asked_for_and_foretold(system: Runni
     [letter] = dry_run(system, topic, b"{", code=Exit.ERROR)
     assert (letter["outcome"], letter["reason"]) == ("dead_letter", "not_json")
     assert "no registered workflow reads" in dry_run(system, "no-such-topic", b"1", code=Exit.NOT_FOUND)
+
+
+def test_a_record_is_published_from_the_command_line(system: RunningSystem, tmp_path: Path) -> None:
+    topic = f"{system.namespace}-refunds"
+    module = tmp_path / "refunds.py"
+    module.write_text(FLOWS.format(topic=topic).replace('"ledger"', '"refunds"').replace('"large"', '"audits"'))
+    record = tmp_path / "record.json"
+    record.write_bytes(structured("e-1", order="o-é", sum=500))
+    publish = ("trigger", "publish", topic, "--file", str(record))
+
+    # On a topic that nobody reads, or that is not there, nothing is published.
+    unread = system.cli(*publish, code=Exit.NOT_FOUND)
+    assert f"no registered workflow reads {topic} (" in unread.stderr
+    system.cli("workflow", "apply", f"{module}:ledger")
+    system.cli("workflow", "apply", f"{module}:large")
+    other = system.cli("trigger", "publish", "no-such-topic", "--file", str(record), code=Exit.NOT_FOUND)
+    assert f"{topic} starts audits, refunds" in other.stderr
+    missing = system.cli(*publish, code=Exit.NOT_FOUND)
+    assert (missing.stdout, f"there is no topic {topic} on Kafka" in missing.stderr) == ("", True)
+    system.create_topic(topic)  # which is refused if it was there after all
+
+    # What is said beforehand, and what becomes of it.
+    foretold = system.cli(*publish, "--dry-run").stdout
+    assert event_execution_id("refunds", "/shop", "e-1") in foretold
+    assert system.records(topic) == []
+    sent = system.cli(*publish, "--key", "o-é", "-H", "trace=a=b", "--wait", "-o", "json")
+    found = json.loads(sent.stdout)
+    assert {fate["workflow"]: fate["fate"] for fate in found["fates"]} == {
+        "refunds": "started",
+        "audits": "started",
+    }
+    [kept] = system.records(topic)
+    assert (kept.partition, kept.offset) == (found["partition"], found["offset"])
+    assert (kept.key, kept.value, kept.headers) == ("o-é".encode(), record.read_bytes(), (("trace", b"a=b"),))
+
+    # From stdin; the place is all of stdout, so that a script goes on with it.
+    process = system.cli_process("trigger", "publish", topic)
+    out, err = process.communicate("{", timeout=PATIENCE)
+    assert process.returncode == Exit.OK, err
+    assert "every workflow that reads it: a dead letter, not_json" in err
+    [broken] = [each for each in system.records(topic) if each.value == b"{"]
+    assert out == f"{topic}/{broken.partition}/{broken.offset}\n"
+    record.write_bytes(b"{")
+    letter = system.cli(*publish, "--wait", code=Exit.ERROR)
+    assert "not_json" in letter.stdout
+    record.write_bytes(structured("e-2", order="o-2", sum=5))
+    filtered = system.cli(*publish, "--wait", "--timeout", "60")
+    assert "the trigger's where is not true for it" in filtered.stdout
+    late = system.cli(*publish, "--wait", "--timeout", "0", code=Exit.TIMED_OUT)
+    assert f"`flowpilot trigger fate {topic} " in late.stderr

@@ -19,7 +19,7 @@ from tests import containers
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {f"FLOWPILOT_{name.upper()}" for name in Settings.model_fields}
-ROLES = ("engine", "router", "audit", "worker")
+ROLES = ("engine", "router", "audit", "api", "worker")
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,18 @@ def test_workers_can_be_scaled(compose: dict[str, Any]) -> None:
     worker = service(compose, "worker")
     assert worker["deploy"]["replicas"] == 2
     assert not {"container_name", "ports", "hostname"} & worker.keys()
+
+
+def test_the_api_is_published_where_it_listens_and_not_without_a_token(compose: dict[str, Any]) -> None:
+    api = service(compose, "api")
+    given = {key.removeprefix("FLOWPILOT_").lower(): value for key, value in api["environment"].items()}
+    settings = Settings(_env_file=None, **given)
+    assert settings.api_host == "0.0.0.0"
+    assert settings.api_tokens
+    assert api["ports"] == [f"127.0.0.1:{settings.api_port}:{settings.api_port}"]
+    [token] = settings.api_tokens.values()
+    assert f"Bearer {token.get_secret_value()}" in (ROOT / "docker-compose.yml").read_text()
+    assert f"Bearer {token.get_secret_value()}" in (ROOT / "docs/deploy.md").read_text()
 
 
 @pytest.mark.parametrize("name", ROLES)

@@ -104,7 +104,7 @@ def test_the_table_of_metrics_is_fresh() -> None:
 
 
 def test_every_metric_that_the_page_names_is_there() -> None:
-    named = set(re.findall(r"\bflowpilot_(?:engine|worker|router|audit)_\w+", METRICS_PAGE.read_text()))
+    named = set(re.findall(r"\bflowpilot_(?:engine|worker|router|audit|api)_\w+", METRICS_PAGE.read_text()))
     declared = {metric.name for metric in METRICS}
     histograms = {metric.name for metric in METRICS if metric.kind == "histogram"}
     assert {

@@ -10,8 +10,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Column, Text, inspect
 
 from flowpilot.adapters.postgres.engine import DatabaseAddressError, connect, driver_url
-from flowpilot.adapters.postgres.migrations import upgrade
+from flowpilot.adapters.postgres.migrations import state, upgrade
 from flowpilot.adapters.postgres.models import Base
+from flowpilot.adapters.postgres.revision import is_current, newest
 
 pytestmark = pytest.mark.integration
 
@@ -37,6 +38,16 @@ def test_models_and_migrations_agree(database_url: str) -> None:
         assert _differences(database_url) != []
     finally:
         table._columns.remove(extra)  # type: ignore[attr-defined]
+
+
+def test_what_is_current_is_known_without_alembic(database_url: str) -> None:
+    assert newest() == state(database_url).newest
+    assert not is_current(database_url)
+    upgrade(database_url, "0002")
+    assert not is_current(database_url)
+    upgrade(database_url)
+    assert is_current(database_url)
+    assert not is_current(database_url.rpartition("/")[0] + "/no_such_database")
 
 
 def test_upgrades_at_the_same_time_and_again(database_url: str) -> None:

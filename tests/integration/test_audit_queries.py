@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import DetachedInstanceError
@@ -242,3 +242,52 @@ def test_lists_of_dead_letters_load_no_bytes_in_a_constant_number_of_queries(
         with pytest.raises(DetachedInstanceError):
             _ = found[0].key
     assert counts == [4, 4]
+
+
+MANY = 20_000
+FILL = """
+INSERT INTO workflow_execution (execution_id, run, workflow_name, status, seq, started_at)
+SELECT 'e-' || n, n, 'w', 'completed', 1, timestamptz '2026-05-01 00:00Z' + n * interval '1 s'
+FROM generate_series(1, {many}) AS n;
+INSERT INTO dead_letter
+    (topic, partition, "offset", timestamp, source, reason, workflow, detail, size, sha256, truncated, reported_at)
+SELECT CASE WHEN n % 5000 = 7 THEN 'rare' ELSE 'usual' END, 0, n, n, 'router',
+    CASE WHEN n % 5000 = 7 THEN 'rare' ELSE 'usual' END, CASE WHEN n % 5000 = 7 THEN 'rare' ELSE 'usual' END,
+    '', 0, '', false, timestamptz '2026-05-01 00:00Z' + n * interval '1 s'
+FROM generate_series(1, {many}) AS n;
+ANALYZE workflow_execution, dead_letter;
+"""
+EVENING = datetime(2026, 5, 1, 5, 33, tzinfo=UTC)  # 20 seconds before the last
+
+
+def _plans(world: AuditWorld, asked: Callable[[], object]) -> str:
+    """How PostgreSQL answers each query of `asked`."""
+    plans: list[str] = []
+
+    def explain(_connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        cursor.execute(f"EXPLAIN {statement}", parameters)
+        plans.extend(line for (line,) in cursor)
+
+    event.listen(world.engine, "before_cursor_execute", explain)
+    try:
+        asked()
+    finally:
+        event.remove(world.engine, "before_cursor_execute", explain)
+    return "\n".join(plans)
+
+
+def test_what_lists_are_narrowed_by_has_an_index(world: AuditWorld) -> None:
+    with world.engine.begin() as connection:
+        connection.execute(text(FILL.format(many=MANY)))
+    letters = DeadLetterQueries(world.engine)
+    plans = _plans(world, lambda: world.queries.list_executions(Filter(since=EVENING)))
+    assert "ix_workflow_execution_started_at" in plans
+    for name, index in (
+        ("reason", "ix_dead_letter_reason_id"),
+        ("workflow", "ix_dead_letter_workflow_id"),
+        ("topic", "uq_dead_letter_record"),
+    ):
+        plans = _plans(world, lambda name=name: letters.letters(Wanted(**{name: "rare"}), 50))  # type: ignore[misc]
+        assert (plans.count(index) >= 2, "Seq Scan" in plans) == (True, False), plans
+    plans = _plans(world, lambda: letters.letters(Wanted(since=EVENING), 50))
+    assert (plans.count("ix_dead_letter_reported_at") >= 1, "Seq Scan" in plans) == (True, False), plans

@@ -322,6 +322,24 @@ def test_a_process_that_stood_still_writes_nothing_more(bench: Bench) -> None:
     assert engine.processed() == {0: [0]}
 
 
+def test_two_engines_of_one_name_are_told_so(bench: Bench) -> None:
+    first = bench.start(member="twin")
+    first.wait_for(lambda: len(first.owns()) == 4)
+    second = bench.start(member="twin")
+    first.wait_for(lambda: second.alive() and "another process has joined as 'twin'" in first.errors.read_text())
+    assert "a FLOWPILOT_MEMBER_ID of its own" in first.said()[0]
+
+    # A restart within the session is no namesake.
+    first.kill()
+    second.kill()
+    third = bench.start(member="twin")
+    third.wait_for(lambda: len(third.owns()) == 4)
+    bench.send(0, {"n": 0})
+    third.wait_for(lambda: bench.committed() == {0: 1})
+    assert third.said() == []
+    assert third.stop() == 0
+
+
 def test_missing_topics_and_an_absent_broker_are_one_sentence(settings: Settings, tmp_path: Path) -> None:
     missing = EngineProcess(settings, tmp_path / "journal")
     assert missing.process.wait(20) == 1

@@ -17,6 +17,7 @@ from typing import Any, cast
 import aiokafka
 import faust
 import pytest
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.events import Event
 from faust.stores.memory import Store as MemoryStore
@@ -30,7 +31,7 @@ from intervaltree import IntervalTree  # type: ignore[import-untyped]
 
 from flowpilot.adapters.memory.log import MemoryLog
 from flowpilot.settings import Settings
-from flowpilot_agents import table, transport
+from flowpilot_agents import namesake, table, transport
 from flowpilot_agents.contract import Engine
 from flowpilot_agents.topology import bind, new_pulse
 
@@ -87,6 +88,11 @@ REPLACED: dict[Callable[..., Any], str] = {
 def test_what_the_binding_replaces_or_leans_on_is_unchanged(function: Callable[..., Any]) -> None:
     source = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
     assert source == REPLACED[function], f"{function.__qualname__} has changed: read it beside its replacement"
+
+
+def test_aiokafka_has_these_words_for_a_member_that_was_replaced() -> None:
+    assert GroupCoordinator.__module__ == namesake.COORDINATOR
+    assert namesake.FORGOTTEN in inspect.getsource(GroupCoordinator._do_heartbeat)
 
 
 def test_the_pinned_versions() -> None:

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from flowpilot.api.application import create_app
 from flowpilot.api.backend import Backend
+from flowpilot.ports.meter import OFF, Meter
 from flowpilot.settings import Settings
 from tests.unit.client_world import World, onboarding
 
@@ -19,12 +20,14 @@ PATIENT = {"patient_id": "p"}
 class Api:
     """The application over a world's client, where `onboarding` is registered and PostgreSQL does not answer."""
 
-    def __init__(self, world: World, *, longest_wait: float = 5.0, limit: int = 1_000, **settings: Any) -> None:
+    def __init__(
+        self, world: World, *, longest_wait: float = 5.0, limit: int = 1_000, meter: Meter = OFF, **settings: Any
+    ) -> None:
         nobody = SecretStr("postgresql://nobody@127.0.0.1:1/nothing")
         self.settings = Settings(_env_file=None, database_url=nobody, trigger_limit=limit, **settings)
         self.world = world
         self.client = world.client(world.audit, patience=0.2, input=limit)
-        self.backend = Backend(self.settings, self.client, longest_wait=longest_wait)
+        self.backend = Backend(self.settings, self.client, longest_wait=longest_wait, meter=meter)
 
     async def __aenter__(self) -> httpx.AsyncClient:
         await self.client.register(onboarding())

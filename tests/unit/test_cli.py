@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flowpilot.app.triggers import NobodyReads, TopicMissing, all_told
 from flowpilot.cli import output
 from flowpilot.cli.failures import CommandFailed, Exit, explain
 from flowpilot.cli.loading import load_workflow
@@ -86,7 +87,7 @@ HELPS = [
     *(("workflow", name) for name in ("apply", "list", "show", "delete", "validate")),
     *(("dead-letter", name) for name in ("list", "show")),
     *(("execution", name) for name in ("start", "list", "show", "watch", "cancel", "verify")),
-    *(("trigger", name) for name in ("fate", "dry-run")),
+    *(("trigger", name) for name in ("publish", "fate", "dry-run")),
 ]
 
 
@@ -270,6 +271,8 @@ def test_postgresql_that_is_not_there() -> None:
         (("trigger", "fate", "orders", "0", "-1"), "OFFSET"),
         (("trigger", "fate", "orders", "one", "0"), "PARTITION"),
         (("trigger", "dry-run", "orders", "--header", "ce_id"), "NAME=VALUE"),
+        (("trigger", "publish", "orders", "-H", "=x"), "NAME=VALUE"),
+        (("trigger", "publish", "orders", "--file", "no-such-file"), "cannot read no-such-file"),
         (("workflow", "delete", "w"), "workflow delete w --yes"),
         (("dead-letter", "show", "not-a-place/x/1"), "TOPIC/PARTITION/OFFSET"),
         (("dead-letter", "list", "--since", "yesterday"), "15m"),
@@ -302,6 +305,8 @@ def test_a_setting_that_cannot_be_used() -> None:
         (ResultTimeout("e", 1.0), Exit.TIMED_OUT),
         (ExecutionCancelled("e", "x"), Exit.CANCELLED),
         (LogUnavailable("x"), Exit.UNREACHABLE),
+        (NobodyReads("x", "flowpilot.triggers", {}), Exit.NOT_FOUND),
+        (TopicMissing("x"), Exit.NOT_FOUND),
         (KeyError("x"), Exit.ERROR),
     ],
 )
@@ -337,3 +342,21 @@ def test_a_workflow_is_always_what_its_file_says_now(tmp_path: Path, monkeypatch
         os.utime("saved_twice.py", (1_000_000_000, 1_000_000_000))
         assert load_workflow("saved_twice.py:orders").version == version
         del sys.modules["saved_twice"]
+
+
+def test_who_publishes_where_nobody_reads_is_told_what_is_read() -> None:
+    readers = {"payments": ["billing", "ledger"], "orders": ["shop"]}
+    told = str(NobodyReads("pyaments", "flowpilot.triggers", readers))
+    assert "no registered workflow reads pyaments (orders starts shop; payments starts billing, ledger)" in told
+    assert "on flowpilot.triggers" in told
+    assert "(no workflow has a trigger)" in str(NobodyReads("x", "t", {}))
+    many = str(NobodyReads("x", "t", {f"topic-{number:02}": ["w"] for number in range(25)}))
+    assert ("topic-09 starts w; and 15 more" in many, "topic-10" in many) == (True, False)
+
+
+def test_fates_are_awaited_of_every_workflow_that_was_foretold() -> None:
+    foretold = [{"workflow": "a"}, {"workflow": "b"}]
+    assert not all_told([], foretold)
+    assert not all_told([{"workflow": "a"}], foretold)
+    assert all_told([{"workflow": "a"}, {"workflow": "b"}], foretold)
+    assert all_told([{"workflow": None}], foretold)

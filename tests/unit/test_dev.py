@@ -5,22 +5,32 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import stat
+import subprocess
+import sys
+from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Annotated, Literal, cast
 
 import pytest
+from pydantic import BaseModel, Field
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.memory.log import MemoryLog
 from flowpilot.cli.init import init
 from flowpilot.cli.loading import load_workflow
 from flowpilot.core.inputs import check_input
-from flowpilot.local.dev.banner import banner, example, start_command
+from flowpilot.local.dev import roles
+from flowpilot.local.dev.banner import banner, start_command
+from flowpilot.local.dev.example import example
 from flowpilot.local.dev.file import DevFile
 from flowpilot.local.dev.found import FoundWorkflow, discover, find
-from flowpilot.local.dev.server import metrics_of
+from flowpilot.local.dev.roles import ApiPort, DevRoles, metrics_of
 from flowpilot.local.dev.watch import Watch
-from flowpilot.local.errors import StateInUse
+from flowpilot.local.errors import ChildFailed, PortTaken, StateInUse
+from flowpilot.local.ports import free_ports
+from flowpilot.local.system import LocalSystem
 from flowpilot.ports.definitions import VersionConflict
 from flowpilot.settings import (
     DEV_FILE,
@@ -233,19 +243,60 @@ def test_the_example_input_is_one() -> None:
             "Inner": {"type": "object", "required": ["n"], "properties": {"n": {"anyOf": [{"type": "null"}]}}}
         },
     }
-    value = example(schema)
+    value = example(schema, datetime(2030, 1, 31, 12, tzinfo=UTC))
     assert value == {"name": "name", "tags": [1], "kind": "a", "at": "2030-01-31T12:00:00Z", "inner": {"n": None}}
     checked = definition("a").model_copy(update={"input_schema": schema})
     check_input(checked, value, Limits().input)
 
 
+class Booking(BaseModel):
+    booking_id: str
+    email: str
+    phone_number: str
+    nights: Annotated[int, Field(ge=2)]
+    share: Annotated[float, Field(gt=0, lt=1)]
+    discount: Annotated[int, Field(le=0)]
+    code: Annotated[str, Field(min_length=6, max_length=8)]
+    birth_date: str
+    arrival: date
+    room: Literal["single", "double"]
+    note: Annotated[str, Field(examples=["late"])]
+    guests: Annotated[list[str], Field(min_length=1)]
+
+
+def test_an_example_is_what_its_names_and_bounds_suggest() -> None:
+    value = example(Booking.model_json_schema(), datetime(2030, 1, 31, 12, tzinfo=UTC))
+    Booking.model_validate(value)
+    assert value == {
+        "booking_id": "booking-1",
+        "email": "ada@example.com",
+        "phone_number": "+49 30 901820",
+        "nights": 2,
+        "share": 0.5,
+        "discount": 0,
+        "code": "codexx",
+        "birth_date": "2030-01-31",
+        "arrival": "2030-01-31",
+        "room": "single",
+        "note": "late",
+        "guests": ["guests"],
+    }
+
+
 def test_the_banner_has_at_most_ten_lines() -> None:
-    workflows = [FoundWorkflow(f"f.py:w{number}", f"w{number}", "1", [], None) for number in range(9)]
+    workflows = [FoundWorkflow(f"f.py:w{number}", f"w{number}", "1", ["t"], None) for number in range(9)]
     for error in (None, "importing f.py failed"):
-        lines = banner(seconds=1.0, servers="s", database="d", data="x", workflows=workflows, error=error)
+        lines = banner(seconds=1.0, servers="s", database="d", api="a", data="x", workflows=workflows, error=error)
         assert len(lines) <= 10
         assert (error or "and 6 more") in "\n".join(lines)
+        assert "  echo '{}' | flowpilot trigger publish t --wait" in lines
     assert start_command(workflows[0]) == "flowpilot execution start w0 --wait"
+
+
+def run_pytest(folder: Path) -> subprocess.CompletedProcess[str]:
+    """As a user runs it there."""
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_init_writes_a_project_that_loads_and_overwrites_nothing(here: Path) -> None:
@@ -255,11 +306,14 @@ def test_init_writes_a_project_that_loads_and_overwrites_nothing(here: Path) -> 
     assert discover(here) == ["flows.py:orders"]
     orders = load_workflow("flows.py:orders")
     assert [step.name for step in orders.definition.steps] == ["reserve", "charge", "send_receipt"]
-    tests: dict[str, object] = {}
-    exec((here / "test_flows.py").read_text(), tests)
-    for name, test in tests.items():
-        if name.startswith("test_") and callable(test):
-            test()
+    done = run_pytest(here)
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+    flows = (here / "flows.py").read_text()
+    (here / "flows.py").write_text(flows.replace("max_attempts=5", "max_attempts=1"))
+    broken = run_pytest(here)
+    assert (broken.returncode, "1 failed, 1 passed" in broken.stdout) == (1, True), broken.stdout
+    (here / "flows.py").write_text(flows)
     readme = (Path(__file__).parents[2] / "flowpilot/cli/project/README.md.template").read_text()
     given = json.loads(readme.partition("--input '")[2].partition("'\n")[0])
     check_input(orders.definition, given, Limits().input)
@@ -269,6 +323,59 @@ def test_init_writes_a_project_that_loads_and_overwrites_nothing(here: Path) -> 
 
 def test_each_role_has_a_metrics_port_of_its_own() -> None:
     settings = Settings(_env_file=None, metrics_port=9464)
-    ports = [metrics_of(role, settings) for role in ("engine", "router", "audit", "worker")]
-    assert ports == [{"FLOWPILOT_METRICS_PORT": str(port)} for port in (9464, 9465, 9466, 9467)]
+    ports = [metrics_of(role, settings) for role in ("engine", "router", "audit", "worker", "api")]
+    assert ports == [{"FLOWPILOT_METRICS_PORT": str(port)} for port in (9464, 9465, 9466, 9467, 9468)]
     assert metrics_of("engine", Settings(_env_file=None)) == {}
+
+
+def test_the_api_listens_where_it_did_or_at_the_next_free_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered = tmp_path / "api-port"
+    first, second, last = sorted(free_ports(3))
+    monkeypatch.setattr(roles, "_USUAL", [first, second])
+    assert ApiPort(None, remembered).choose() == first
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", first))
+        other.listen()
+        assert ApiPort(None, remembered).choose() == second
+        monkeypatch.setattr(roles, "_USUAL", [first])
+        assert ApiPort(None, remembered).choose() not in (0, first)
+        with pytest.raises(PortTaken, match=f"^the API cannot use port {first}: another program has it; stop that"):
+            ApiPort(first, remembered)
+    ApiPort(None, remembered).remember(last)
+    assert ApiPort(None, remembered).choose() == last
+    assert ApiPort(first, remembered).choose() == first
+    remembered.write_text("nonsense")
+    assert ApiPort(None, remembered).choose() == first
+
+
+class Refusing:
+    """A system in which the API does not start; `taken` is what another program has by then."""
+
+    def __init__(self, taken: socket.socket | None) -> None:
+        self.taken, self.ports = taken, list[int]()
+
+    def start(self, name: str, role: str, *, environment: dict[str, str], static: bool) -> int:
+        self.ports.append(int(environment["FLOWPILOT_API_PORT"]))
+        if self.taken is not None and len(self.ports) == 1:
+            self.taken.bind(("127.0.0.1", self.ports[0]))
+            self.taken.listen()
+        elif self.taken is not None:
+            return 1
+        raise ChildFailed(name, "ended before it was ready (exit status 1)", "", "api.log")
+
+
+def test_a_port_that_another_one_took_first_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remembered, settings = tmp_path / "api-port", Settings(_env_file=None)
+    monkeypatch.setattr(roles, "_USUAL", sorted(free_ports(3)))
+    with socket.socket() as taken:
+        system = Refusing(taken)
+        started = DevRoles(cast(LocalSystem, system), settings, ApiPort(None, remembered))
+        started.start("api", {})
+        assert len(set(system.ports)) == 2
+        assert started.api_port == system.ports[1] == int(remembered.read_text())
+    broken = Refusing(None)
+    with pytest.raises(ChildFailed):  # for another reason
+        DevRoles(cast(LocalSystem, broken), settings, ApiPort(None, remembered)).start("api", {})
+    assert len(broken.ports) == 1

@@ -65,7 +65,7 @@ def seen() -> Seen:
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_a_declaration_keeps_the_rules(metric: Metric) -> None:
-    assert re.fullmatch(r"flowpilot_(engine|worker|router|audit)_[a-z_]+", metric.name)
+    assert re.fullmatch(r"flowpilot_(engine|worker|router|audit|api)_[a-z_]+", metric.name)
     assert metric.meaning.endswith(".")
     assert metric.name.endswith("_total") is (metric.kind == "counter")
     assert set(metric.labels) <= {
@@ -77,6 +77,8 @@ def test_a_declaration_keeps_the_rules(metric: Metric) -> None:
         "timeout",
         "topic",
         "partition",
+        "method",
+        "route",
     }
     assert bool(metric.buckets) is (metric.kind == "histogram")
     if metric.kind == "histogram":

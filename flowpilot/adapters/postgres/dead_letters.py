@@ -10,7 +10,7 @@ from sqlalchemy import Engine, Select, func, select
 from sqlalchemy.orm import Session, defer
 
 from flowpilot.adapters.postgres.models import DeadLetterRow
-from flowpilot.adapters.postgres.queries import MOST
+from flowpilot.adapters.postgres.narrowed import MOST, narrowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class DeadLetterQueries:
             func.max(letter.id),
         ).group_by(letter.reason)
         with self._session() as session:
-            rows = session.execute(_narrowed(found, wanted)).all()
+            rows = session.execute(_wanted(found, wanted)).all()
             newest = select(letter).where(letter.id.in_([row[3] for row in rows])).options(*_WITHOUT_BYTES)
             examples = {row.id: row for row in session.scalars(newest)}
         groups = [
@@ -73,8 +73,8 @@ class DeadLetterQueries:
         if before is not None:
             newest = newest.where(DeadLetterRow.id < before)
         with self._session() as session:
-            found = session.scalars(_narrowed(newest, wanted).options(*_WITHOUT_BYTES)).all()
-            total = session.scalar(_narrowed(select(func.count()).select_from(DeadLetterRow), wanted))
+            found = session.scalars(_wanted(newest, wanted).options(*_WITHOUT_BYTES)).all()
+            total = session.scalar(_wanted(select(func.count()).select_from(DeadLetterRow), wanted))
         return list(found), total or 0
 
     def show(self, which: int | Place) -> tuple[DeadLetterRow, list[DeadLetterRow]] | None:
@@ -104,11 +104,9 @@ def _at(place: Place) -> tuple[Any, ...]:
     return (letter.topic == place.topic, letter.partition == place.partition, letter.offset == place.offset)
 
 
-def _narrowed(found: Select[Any], wanted: Wanted) -> Select[Any]:
+def _wanted(found: Select[Any], wanted: Wanted) -> Select[Any]:
     letter = DeadLetterRow
-    for column, value in (
-        (letter.reason, wanted.reason), (letter.workflow, wanted.workflow), (letter.topic, wanted.topic),
-    ):  # fmt: skip
-        if value is not None:
-            found = found.where(column == value)
+    found = narrowed(
+        found, (letter.reason, wanted.reason), (letter.workflow, wanted.workflow), (letter.topic, wanted.topic)
+    )
     return found if wanted.since is None else found.where(letter.reported_at >= wanted.since)

@@ -139,6 +139,7 @@ class WorkflowExecution(Base):
         Index("uq_workflow_execution_stub", "execution_id", unique=True, postgresql_where=text("run IS NULL")),
         Index("ix_workflow_execution_status_id", "status", "id"),
         Index("ix_workflow_execution_workflow_name_id", "workflow_name", "id"),
+        Index("ix_workflow_execution_started_at", "started_at"),
         Index(
             "ix_workflow_execution_origin",
             *("origin_topic", "origin_partition", "origin_offset"),
@@ -266,6 +267,10 @@ class DeadLetterRow(Base):
             name="uq_dead_letter_record",
             postgresql_nulls_not_distinct=True,
         ),
+        # By topic: the constraint's own index.
+        Index("ix_dead_letter_reason_id", "reason", "id"),
+        Index("ix_dead_letter_workflow_id", "workflow", "id", postgresql_where=text("workflow IS NOT NULL")),
+        Index("ix_dead_letter_reported_at", "reported_at"),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)

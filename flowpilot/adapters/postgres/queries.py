@@ -12,9 +12,8 @@ from sqlalchemy.orm import Session, aliased, defer, joinedload, selectinload
 
 from flowpilot.adapters.postgres.fates import Fate, fates_of
 from flowpilot.adapters.postgres.models import AuditDivergence, AuditEvent, TaskExecution, WorkflowExecution
+from flowpilot.adapters.postgres.narrowed import MOST, narrowed
 from flowpilot.core.status import StepStatus
-
-MOST = 1_000
 
 Found = TypeVar("Found")
 
@@ -77,7 +76,7 @@ class AuditQueries:
 
         `before`: the `id` of the last one of the page before. What begins meanwhile moves no page.
         """
-        found = _narrowed(select(WorkflowExecution), wanted)
+        found = _wanted(select(WorkflowExecution), wanted)
         if before is not None:
             found = found.where(WorkflowExecution.id < before)
         found = found.order_by(WorkflowExecution.id.desc()).limit(max(1, min(limit, MOST)))
@@ -169,13 +168,11 @@ class AuditQueries:
 _WITHOUT_RESULTS = (defer(WorkflowExecution.output), defer(WorkflowExecution.errors))
 
 
-def _narrowed(found: Select[WorkflowExecution], wanted: Filter) -> Select[WorkflowExecution]:
+def _wanted(found: Select[WorkflowExecution], wanted: Filter) -> Select[WorkflowExecution]:
     row = WorkflowExecution
-    for column, value in (
-        (row.status, wanted.status), (row.workflow_name, wanted.workflow), (row.key, wanted.key),
-    ):  # fmt: skip
-        if value is not None:
-            found = found.where(column == value)
+    found = narrowed(
+        found, (row.status, wanted.status), (row.workflow_name, wanted.workflow), (row.key, wanted.key)
+    )
     if wanted.since is not None:
         found = found.where(row.started_at >= wanted.since)
     if wanted.until is not None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
@@ -18,6 +18,7 @@ from flowpilot.local.dev.banner import banner
 from flowpilot.local.dev.file import DevFile
 from flowpilot.local.dev.found import Found, FoundWorkflow, discover, find
 from flowpilot.local.dev.narrator import Narrator
+from flowpilot.local.dev.roles import ROLES, WORKER, ApiPort, DevRoles, metrics_of
 from flowpilot.local.dev.watch import Watch
 from flowpilot.local.errors import ChildFailed, LocalError
 from flowpilot.local.kafka import KafkaBroker
@@ -33,29 +34,8 @@ if TYPE_CHECKING:
 
 POLL = 0.2
 PARTITIONS = 4
-WORKER = "worker"
 # Seconds that handlers which run get when their file has changed.
 WORKER_GRACE = 5.0
-
-
-class Role(NamedTuple):
-    """A process of the command line beside the worker; `name` is its command."""
-
-    name: str
-
-
-ROLES = (Role("engine"), Role("router"), Role("audit"))
-
-
-_MEASURED = ("engine", "router", "audit", WORKER)
-
-
-def metrics_of(role: str, settings: Settings) -> dict[str, str]:
-    """The role's metrics port by environment name: one after the other, from the one that is set."""
-    first = settings.metrics_port
-    if first is None or role not in _MEASURED:
-        return {}
-    return {"FLOWPILOT_METRICS_PORT": str(first + _MEASURED.index(role))}
 
 
 @dataclass(frozen=True)
@@ -68,6 +48,7 @@ class DevOptions:
     ephemeral: bool = False
     kafka_port: int | None = None
     postgres_port: int | None = None
+    api_port: int | None = None
     verbose: bool = False
 
 
@@ -84,7 +65,7 @@ class DevServer:
         self._watch = Watch()
         self._found = Found([], [])
         self._serving = False
-        self._followed = {WORKER, *(role.name for role in ROLES)} if options.verbose else {WORKER}
+        self._followed = {WORKER, *ROLES} if options.verbose else {WORKER}
 
     def run(self, began: float) -> None:
         """Start, say so, and follow what happens until an exception ends it. `began`: by `time.monotonic`.
@@ -110,10 +91,10 @@ class DevServer:
                     on_database=self._prepare_database,
                 )
             )
-            self._begin(services)
-            stack.callback(self._stop_roles)
+            self._begin(services, data)
+            stack.callback(self._roles.stop)
             self._start_roles(looking.result())
-            file.publish(self._system.environment)
+            file.publish({**self._system.environment, "FLOWPILOT_API_PORT": str(self._roles.api_port)})
             self._say_ready(began, data)
             Thread(target=self._learn_classes, args=(services, data), daemon=True).start()
             while True:
@@ -141,15 +122,23 @@ class DevServer:
             remove_data(data)
 
     def _prepare_database(self, url: str) -> None:
+        from flowpilot.adapters.postgres.revision import is_current
+
+        if is_current(url):
+            return
         from flowpilot.app.database import prepare_database
 
         prepare_database(self._settings.model_copy(update={"database_url": SecretStr(url)}))
 
-    def _begin(self, services: LocalServices) -> None:
-        """Topics, and the settings that every process of ours and every other terminal has."""
+    def _begin(self, services: LocalServices, data: Path) -> None:
+        """Topics, and the settings that every process of ours and every other terminal has. Raises `PortTaken`."""
         from flowpilot.adapters.kafka.admin import KafkaAdmin, UnknownTopic
 
         given = self._settings.model_fields_set
+        asked = self._options.api_port
+        if asked is None and "api_port" in given:
+            asked = self._settings.api_port or None  # 0 is any
+        port = ApiPort(asked, data / "api-port")
         servers = {
             "bootstrap_servers": services.bootstrap_servers,
             "database_url": SecretStr(services.database_url),
@@ -175,16 +164,15 @@ class DevServer:
         }
         self._system = LocalSystem(services, environment=environment, cwd=self._options.folder)
         self._narrator = Narrator(services.supervisor, self._followed, self._say)
-        for name in (*(role.name for role in ROLES), WORKER):  # of earlier runs
+        self._roles = DevRoles(self._system, self._settings, port)
+        for name in (*ROLES, WORKER):  # of earlier runs
             services.supervisor.log_path(name).unlink(missing_ok=True)
 
     def _start_roles(self, found: Found) -> None:
         more = {"FLOWPILOT_LOG_LEVEL": "info"} if self._logs_unset and self._options.verbose else {}
         with ThreadPoolExecutor() as pool:  # each spends its first seconds on imports
             starting: list[Future[Any]] = [pool.submit(self._try_to_serve, found)]
-            for name in (role.name for role in ROLES):
-                environment = {**more, **metrics_of(name, self._settings)}
-                starting.append(pool.submit(self._system.start, name, name, environment=environment))
+            starting += [pool.submit(self._roles.start, name, more) for name in ROLES]
             for started in starting:
                 started.result()
 
@@ -199,19 +187,12 @@ class DevServer:
             seconds=time.monotonic() - began,
             servers=self._system.services.bootstrap_servers,
             database=self._system.services.database_url,
+            api=self._roles.api_address,
             data=f"{shown} ({kept})",
             workflows=self._found.workflows,
             error=self._found.error,
         ):
             self._say(line)
-
-    def _stop_roles(self) -> None:
-        """All at once; the servers follow when they are gone."""
-        supervisor = self._system.supervisor
-        names = [name for name in supervisor.names() if name in {WORKER, *(role.name for role in ROLES)}]
-        with ThreadPoolExecutor(max(1, len(names))) as pool:
-            for stopped in [pool.submit(supervisor.stop, name) for name in names]:
-                stopped.result()
 
     def _learn_classes(self, services: LocalServices, data: Path) -> None:
         """Once on this machine, so that the next start is faster; for what it is worth."""
@@ -305,5 +286,5 @@ def missing_parts() -> list[str]:
     """Modules of the extras that are not installed, by the name to import."""
     from importlib.util import find_spec
 
-    needed = ("faust", "sqlalchemy", "alembic", "psycopg2")
+    needed = ("faust", "sqlalchemy", "alembic", "psycopg2", "fastapi", "uvicorn")
     return [name for name in needed if find_spec(name) is None]
