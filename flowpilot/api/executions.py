@@ -87,11 +87,22 @@ async def start(
             json_schema_extra={"minLength": 1, "maxLength": MAX_KEY},
         ),
     ] = None,
+    traceparent: Annotated[
+        str | None,
+        Header(
+            description="W3C Trace Context: it goes with every step message and into the audit record. What is "
+            "none is ignored."
+        ),
+    ] = None,
 ) -> Response:
     """The body is the workflow's input. The answer comes before anything runs, unless `wait` is given."""
     value = await json_value(request, backend.settings.trigger_limit)
     key = None if idempotency_key is None else header_text(idempotency_key)
-    handle = await backend.client.start(name, value, key=key, version=version, if_exists=if_exists, actor=actor)
+    # A span of this request, if somebody opened one, is below what the header says.
+    trace = backend.client.connection.tracer.current() or traceparent
+    handle = await backend.client.start(
+        name, value, key=key, version=version, if_exists=if_exists, actor=actor, traceparent=trace
+    )
     return await _accepted(backend, handle, wait, {"execution": handle.id, "status": "accepted"})
 
 
