@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import psycopg2
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from flowpilot.cli.failures import Exit
@@ -168,6 +168,18 @@ class RunningSystem(LocalSystem):
             )
         assert self._producer.flush(30) == 0
         return [places[number] for number in range(len(places))]
+
+    def record_at(self, place: str) -> Message:
+        """The record at topic/partition/offset, as any client reads it."""
+        topic, partition, offset = place.rsplit("/", 2)
+        consumer = Consumer({**self._servers, "group.id": "nobody", "enable.auto.commit": False})
+        try:
+            consumer.assign([TopicPartition(topic, int(partition), int(offset))])
+            [found] = consumer.consume(1, 30)
+        finally:
+            consumer.close()
+        assert found.error() is None, found.error()
+        return found
 
     def trigger(self, workflow: str, input: Any = None, key: str | None = None) -> str:
         """Start an execution by a record on the topic of triggers; its id."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from flowpilot.adapters.postgres.engine import connect
 from flowpilot.adapters.postgres.queries import AuditQueries
 from flowpilot.cli.failures import Exit
-from flowpilot_schemas.ids import event_execution_id
+from flowpilot_schemas.ids import event_execution_id, keyed_execution_id
 from tests.acceptance.running import PATIENCE, Place, RunningSystem
 from tests.waiting import eventually
 
@@ -40,6 +41,9 @@ EVENT = {"specversion": "1.0", "source": "/shop", "type": "paid"}
 
 def structured(id: str, **data: Any) -> bytes:
     return json.dumps({**EVENT, "id": id, "data": data}).encode()
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def dry_run(system: RunningSystem, topic: str, record: bytes, *options: str, code: Exit = Exit.OK) -> Any:
@@ -111,3 +115,23 @@ def test_each_record_has_a_fate_that_can_be_asked_for_and_foretold(system: Runni
     [letter] = dry_run(system, topic, b"{", code=Exit.ERROR)
     assert (letter["outcome"], letter["reason"]) == ("dead_letter", "not_json")
     assert "no registered workflow reads" in dry_run(system, "no-such-topic", b"1", code=Exit.NOT_FOUND)
+
+
+def test_a_records_trace_is_in_the_step_record_in_ctx_and_in_the_audit(system: RunningSystem) -> None:
+    record = {"v": 1, "workflow": "troubles", "key": (key := f"k-{uuid.uuid4()}"), "input": {"trouble": "trace"}}
+    headers = {"traceparent": TRACE.encode()}
+    system.publish(system.settings.topics.triggers, json.dumps(record).encode(), key=key, headers=headers)
+    execution = keyed_execution_id("troubles", key)
+
+    assert system.ended(execution).output == TRACE
+    [(place,)] = system.ask(
+        "select t.broker_task_id from task_execution t join workflow_execution e on e.id = t.workflow_execution_id "
+        "where e.execution_id = %s",
+        execution,
+    )
+    assert dict(system.record_at(place).headers() or ())["traceparent"] == TRACE.encode()
+    query = "select traceparent from workflow_execution where execution_id = %s"
+    assert system.ask(query, execution) == [(TRACE,)]
+    [started] = system.told(execution, "ExecutionStarted")
+    assert started["traceparent"] == TRACE
+    assert TRACE in system.cli("execution", "show", execution).stdout
