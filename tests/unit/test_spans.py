@@ -18,7 +18,7 @@ from flowpilot.adapters.opentelemetry import OpenTelemetryTracer
 from flowpilot.client.blocking import BlockingClient
 from flowpilot.client.errors import StartUnconfirmed
 from flowpilot.ports.spans import sending
-from flowpilot.ports.tracer import OFF
+from flowpilot.ports.tracer import OFF, SpanOf
 from tests.unit.api_world import PATIENT, STARTS, Api
 from tests.unit.client_world import World, onboarding
 from tests.unit.client_world import run as with_client
@@ -230,6 +230,26 @@ def test_without_spans_the_trace_is_handed_on(spans: Spans, monkeypatch: pytest.
         assert spans.ended == []
 
     in_a_worker(scenario)
+
+
+def test_a_span_without_a_parent_begins_a_trace_wherever_it_is_opened(spans: Spans) -> None:
+    with spans.begin("somebody else's"):
+        OpenTelemetryTracer().begin(SpanOf("consumer", "ours", {}), None).end()
+    assert parent(spans.named("ours")) is None
+
+
+def test_a_provider_whose_spans_have_no_id_does_not_end_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Blank(trace.NoOpTracer):
+        def start_span(self, *_: Any, **__: Any) -> Any:
+            return trace.INVALID_SPAN
+
+        def get_tracer(self, *_: Any) -> Any:
+            return self
+
+    monkeypatch.setattr(trace, "get_tracer_provider", Blank)
+    tracer = OpenTelemetryTracer()
+    assert tracer.is_on
+    assert [tracer.begin(SpanOf("consumer", "x", {}), above).traceparent for above in (TRACE, None)] == [TRACE, None]
 
 
 # -- client
