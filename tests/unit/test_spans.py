@@ -249,7 +249,8 @@ def test_a_provider_whose_spans_have_no_id_does_not_end_the_trace(monkeypatch: p
     monkeypatch.setattr(trace, "get_tracer_provider", Blank)
     tracer = OpenTelemetryTracer()
     assert tracer.is_on
-    assert [tracer.begin(SpanOf("consumer", "x", {}), above).traceparent for above in (TRACE, None)] == [TRACE, None]
+    for above in (TRACE, None):
+        assert tracer.begin(SpanOf("consumer", "x", {}), above).traceparent == above
 
 
 # -- client
