@@ -87,12 +87,23 @@ async def start(
             json_schema_extra={"minLength": 1, "maxLength": MAX_KEY},
         ),
     ] = None,
+    traceparent: Annotated[
+        str | None,
+        Header(
+            description="W3C Trace Context: it goes with every step message and into the audit record. What is "
+            "none is ignored."
+        ),
+    ] = None,
 ) -> Response:
     """The body is the workflow's input. The answer comes before anything runs, unless `wait` is given."""
     value = await json_value(request, backend.settings.trigger_limit)
     key = None if idempotency_key is None else header_text(idempotency_key)
+    # A span of this request, if somebody opened one, is below what the header says.
+    trace = backend.client.connection.tracer.current() or traceparent
     try:
-        handle = await backend.client.start(name, value, key=key, version=version, if_exists=if_exists, actor=actor)
+        handle = await backend.client.start(
+            name, value, key=key, version=version, if_exists=if_exists, actor=actor, traceparent=trace
+        )
     except StartUnconfirmed as error:
         backend.observed.unconfirmed(error)
         raise

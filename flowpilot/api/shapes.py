@@ -78,6 +78,10 @@ class Task(BaseModel):
 class Execution(_Row):
     """One run. `parent`: what it retries; `retries`: what retries it; `runs`: all runs of this id, newest first."""
 
+    traceparent: str | None = Field(
+        description="What it was started with (W3C Trace Context).",
+        examples=["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
+    )
     parent: str | None
     retry_reason: str | None
     retries: list[str]

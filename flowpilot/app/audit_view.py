@@ -94,6 +94,7 @@ def _started(connection: SqlConnection, execution: str) -> Started | None:
         fields["definition"],
         fields.get("input"),
         max(map(retry_number, retries), default=0),
+        fields.get("traceparent"),
     )
 
 

@@ -10,6 +10,7 @@ from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.config import producer_properties, reader_properties
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.adapters.opentelemetry import OpenTelemetryTracer
 from flowpilot.app.logging import quieten
 from flowpilot.client.blocking import BlockingClient
 from flowpilot.client.client import ConnectedClient
@@ -48,7 +49,8 @@ class Client(ConnectedClient):
         )
         audit = _audit_view(settings)
         connection = Connection(
-            settings.topics, settings.limits, self._producer, self._reader, definitions, audit, patience
+            *(settings.topics, settings.limits, self._producer, self._reader, definitions, audit, patience),
+            tracer=OpenTelemetryTracer(),
         )
         super().__init__(connection, actor=actor or settings.actor)
 

@@ -60,6 +60,7 @@ def show_execution(asked: Asked, execution: str, *, run: int | None = None, hist
         row = detail.execution
         shown = {
             **_execution(row),
+            "traceparent": row.traceparent,
             "parent": row.parent.execution_id if row.parent is not None else None,
             "retry_reason": row.retry_reason,
             "retries": [retry.execution_id for retry in row.retries],

@@ -10,6 +10,7 @@ from flowpilot.adapters.kafka.config import consumer_properties, producer_proper
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.adapters.opentelemetry import OpenTelemetryTracer
 from flowpilot.app.metrics import serving_metrics
 from flowpilot.app.signals import run_until_signalled
 from flowpilot.ports.log import Rebalanced
@@ -42,6 +43,7 @@ async def run_router(settings: Settings, on_ready: Callable[[frozenset[str]], No
                 catalog=KafkaTopicCatalog(settings),
                 on_ready=on_ready,
                 meter=meter,
+                tracer=OpenTelemetryTracer(),
             )
             return await run_until_signalled(router)
         finally:

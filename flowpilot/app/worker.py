@@ -12,6 +12,7 @@ from flowpilot.adapters.kafka.config import consumer_properties, producer_proper
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.adapters.opentelemetry import OpenTelemetryTracer
 from flowpilot.app.metrics import serving_metrics
 from flowpilot.app.signals import run_until_signalled
 from flowpilot.authoring.workflow import Workflow
@@ -86,6 +87,7 @@ class Worker:
                 queues=self.queues,
                 on_ready=on_ready,
                 meter=meter,
+                tracer=OpenTelemetryTracer(),
             )
             with self._lock:
                 self._running = (asyncio.get_running_loop(), worker)

@@ -108,7 +108,7 @@ def _identified(changes: Changes, run: RunKey, event: HistoryEvent) -> Row:
     row["workflow_name"] = fields.get("workflow")
     row["workflow_version"] = fields.get("version")
     row["definition"] = fields.get("definition")
-    _copy(row, fields, ("key", "created_by", "retry_reason"))
+    _copy(row, fields, ("key", "created_by", "retry_reason", "traceparent"))
     parent = fields.get("parent")
     if parent is not None:
         changes.parents[run] = parent

@@ -28,6 +28,7 @@ class StepContext:
         "execution",
         "last_heartbeat",
         "step",
+        "traceparent",
         "workflow",
     )
 
@@ -38,6 +39,7 @@ class StepContext:
         workflow: str = "",
         last_heartbeat: Any = None,
         beat: Callable[[bytes], None] = _ignore,
+        traceparent: str | None = None,
     ) -> None:
         self.execution = task.execution
         self.step = task.step
@@ -45,6 +47,9 @@ class StepContext:
         self.workflow = workflow
         self.last_heartbeat = last_heartbeat
         """The details of the last heartbeat of an earlier attempt, or None."""
+        self.traceparent = traceparent
+        """W3C Trace Context for calls that the handler makes, or None: that of this attempt's span while the worker
+        is traced, else the one that the execution was started with."""
         self._task = task
         self._beat = beat
         self._cancelled = False

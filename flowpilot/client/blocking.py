@@ -91,10 +91,18 @@ class BlockingClient:
         version: str | None = None,
         if_exists: IfExists = "return",
         actor: str | None = None,
+        traceparent: str | None = None,
     ) -> BlockingHandle:
         """See `ConnectedClient.start`."""
         handle = self.call(
-            lambda: self._client.start(workflow, input, key=key, version=version, if_exists=if_exists, actor=actor)
+            lambda: self._client.start(
+                *(workflow, input),
+                key=key,
+                version=version,
+                if_exists=if_exists,
+                actor=actor,
+                traceparent=traceparent,
+            )
         )
         return BlockingHandle(handle, self)
 

@@ -27,11 +27,13 @@ from flowpilot.client.replies import Inbox, Replies
 from flowpilot.core.inputs import check_input
 from flowpilot.ports.definitions import WorkflowDeleted
 from flowpilot.ports.log import LogUnavailable, Record
+from flowpilot.ports.spans import sending
 from flowpilot_schemas.codec import BadRecord, decode, encode_message
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import is_execution_id, is_legal_name, keyed_execution_id, root_id
 from flowpilot_schemas.limits import MAX_KEY
 from flowpilot_schemas.messages import CancelExecution, GivenInput, RetryExecution, StartExecution
+from flowpilot_schemas.tracing import as_traceparent
 
 # A retry is asked for again so often, with a pause in seconds.
 _ASK_AGAIN, _PAUSE = 10, 0.2
@@ -85,15 +87,17 @@ class ConnectedClient:
         version: str | None = None,
         if_exists: IfExists = "return",
         actor: str | None = None,
+        traceparent: str | None = None,
     ) -> Handle:
         """Start an execution and return its handle as soon as the log has taken it.
 
         A `Workflow` object starts its own version, registered if need be; a name the current version, or
         `version`. With `key`, the execution that this key names: if it exists already the handle is to that one,
         or, with `if_exists="fail"`, `ExecutionExists` is raised (this asks the audit record, so it must be
-        running). Raises `UnknownWorkflow`, `WorkflowDeleted` (of an object, within ten seconds), `VersionConflict`
-        if the object's version is registered with other content, `InputInvalid`, `NotSent`, `StartUnconfirmed`
-        (a `LogUnavailable`).
+        running). `traceparent` (W3C Trace Context) goes with every step; unless given, it is that of
+        OpenTelemetry's current span, if there is one. Raises `UnknownWorkflow`, `WorkflowDeleted` (of an object,
+        within ten seconds), `VersionConflict` if the object's version is registered with other content,
+        `InputInvalid`, `NotSent`, `StartUnconfirmed` (a `LogUnavailable`).
         """
         name = workflow if isinstance(workflow, str) else workflow.definition.name
         execution = _execution_id(name, key)
@@ -113,11 +117,13 @@ class ConnectedClient:
                 input=value,
                 created_by=actor or self._actor,
                 reply=self._replies.address,
+                traceparent=as_traceparent(traceparent) or self._connection.tracer.current(),
             )
             # Before it is sent, so that not even the fastest reply finds no inbox.
             inbox = self._replies.inbox(execution)
             sent = True
-            offset = await self._send(execution, start)
+            with sending(self._connection.tracer, self._connection.topics.events, [start]) as (told,):
+                offset = await self._send(execution, told)
         except LogUnavailable as error:
             raise StartUnconfirmed(execution, sent, str(error)) from None
         # Only a key may name an execution that has ended already, of which no reply tells.
@@ -230,6 +236,7 @@ class ConnectedClient:
             "definition": definition,
             "input": GivenInput(value=started.input),
             "known": started.retries,
+            "traceparent": started.traceparent,
         }
 
     async def register(self, workflow: Defined, *, move_pointer: bool = False) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from flowpilot.ports.definitions import Definitions
 from flowpilot.ports.log import Producer, Reader
+from flowpilot.ports.tracer import OFF, Tracer
 from flowpilot_schemas.limits import Limits
 from flowpilot_schemas.messages import ExecutionEnded
 from flowpilot_schemas.topics import Topics
@@ -30,6 +31,7 @@ class Started:
     definition: str
     input: Any
     retries: int
+    traceparent: str | None = None
 
 
 class AuditView(Protocol):
@@ -66,3 +68,4 @@ class Connection:
     definitions: Definitions
     audit: AuditView | None = None
     patience: float | None = None
+    tracer: Tracer = OFF

@@ -79,6 +79,7 @@ def opened(message: StartExecution, offset: int) -> Execution:
         reply=message.reply.model_dump() if message.reply else None,
         input_hash=content_hash(message.input),
         retry=message.retry.model_dump(mode="json", include=_KEPT_OF_RETRY) if message.retry else None,
+        traceparent=message.traceparent,
     )
 
 

@@ -55,6 +55,7 @@ def opened(message: RetryExecution, offset: int) -> Execution:
         version=message.version or "",
         definition=message.definition or "",
         forgotten=True,
+        traceparent=message.traceparent,
     )
 
 
@@ -252,6 +253,7 @@ def _begin(state: Execution, message: RetryExecution, at: int) -> e.RetryBegun:
             input_of=input_of,
             asked_at=at,
         ),
+        traceparent=state.traceparent,
     )
     entry = Retry(
         number, of, message.request, message.from_start, input_of is None, version, definition,

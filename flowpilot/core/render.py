@@ -24,6 +24,7 @@ from flowpilot_schemas.messages import (
     RetryForget,
     Superseded,
 )
+from flowpilot_schemas.tracing import HEADER
 
 
 class PayloadGone(Exception):
@@ -126,8 +127,10 @@ class _Run:
                 if event.taken:
                     body["taken"] = self._taken(event)
                 body.pop("places", None)
+                self._tell_trace(body)
             case e.StartRefused():
                 tell_retry(body)
+                self._tell_trace(body)
             case e.RetryRefused():
                 body.pop("reply", None)
             case e.StepCompleted():
@@ -210,7 +213,12 @@ class _Run:
             "not_after": iso(self._at + step.schedule_to_start_ms),
             "reply": {"topic": self._home.topic, "partition": self._home.partition, "key": state.id},
         }
-        return Outgoing("step", str(task), orjson.dumps(message), queue=step.queue)
+        headers = ((HEADER, state.traceparent.encode()),) if state.traceparent else ()
+        return Outgoing("step", str(task), orjson.dumps(message), headers, queue=step.queue)
+
+    def _tell_trace(self, body: dict[str, Any]) -> None:
+        if self.state.traceparent:
+            body["traceparent"] = self.state.traceparent
 
     def _output(self) -> bytes | None:
         """The execution's output: of the step marked so, else of the only leaf, else a dict of the leaves.

@@ -105,6 +105,7 @@ class Execution(NamedTuple):
     retry: Any = None
     retries: tuple[Retry, ...] = ()
     last_retry: int = 0
+    traceparent: str | None = None
     outbox: tuple[OutboxEntry, ...] = ()
 
     @property
@@ -171,6 +172,7 @@ _OPTIONAL: dict[str, Any] = {
     "forgotten": False,
     "retry": None,
     "last_retry": 0,
+    "traceparent": None,
 }
 _DEFAULT_LIMITS = Limits()
 

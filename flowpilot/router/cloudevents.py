@@ -9,7 +9,8 @@ After the Kafka Protocol Binding for CloudEvents 1.0.2 and the JSON Event Format
 | a JSON object with text as `specversion` and two of `id`, `source`, `type` | a structured event as well |
 | anything else | plain JSON |
 
-What is meant as a CloudEvent and is none, or holds data that is no JSON, is refused with a reason.
+What is meant as a CloudEvent and is none, or holds data that is no JSON, is refused with a reason. But nothing is
+refused for the attributes of the distributed tracing extension: what is wrong with them is ignored.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ Attributes = dict[str, Any]
 
 _REQUIRED = ("specversion", "id", "source", "type")
 _HEADERS = frozenset(f"ce_{name}" for name in _REQUIRED)
+_TRACING = frozenset(("traceparent", "tracestate"))
 _MEDIA = "application/cloudevents"
 _SPOKEN = "1.0"
 
@@ -72,10 +74,14 @@ def _binary(value: bytes, media: str | None, told: dict[str, str]) -> Arrived:
 def _structured(value: dict[str, Any], told: dict[str, str]) -> Arrived:
     """Headers of the binary mode may be there as well, if they say the same."""
     event = {name: held for name, held in value.items() if name not in ("data", "data_base64") and held is not None}
+    for name in _TRACING.intersection(event):
+        if not isinstance(event[name], str):
+            del event[name]
     _check(event)
     for header, text in told.items():
         name = header.removeprefix("ce_")
-        _agree(name, event.get(name), text)
+        if name not in _TRACING:
+            _agree(name, event.get(name), text)
     if "data_base64" not in value:
         _check_content(event)
         return Arrived(value.get("data"), event)
@@ -145,8 +151,9 @@ def _told(headers: Headers) -> dict[str, str]:
     told: dict[str, str] = {}
     for name, value in headers:
         if name.startswith("ce_"):
-            text = _text(name, value)
-            if told.setdefault(name, text) != text:
+            tracing = name.removeprefix("ce_") in _TRACING
+            text = value.decode(errors="replace") if tracing else _text(name, value)
+            if told.setdefault(name, text) != text and not tracing:
                 sentence = f"the record has two headers {name[:100]} that differ"
                 raise BadRecord("cloudevent_contradiction", sentence)
     return told

@@ -8,6 +8,8 @@ import structlog
 
 from flowpilot.core.dead_letters import dead_letter_key
 from flowpilot.ports.log import Fetched, Producer, Record
+from flowpilot.ports.spans import sending
+from flowpilot.ports.tracer import Tracer
 from flowpilot.router.errors import RouterStopped
 from flowpilot.router.fates import Omissions
 from flowpilot.router.positions import Positions
@@ -23,12 +25,16 @@ _log = structlog.get_logger("flowpilot.router")
 class Output:
     """Everything is awaited. Raises `LogUnavailable`, and `RouterStopped` if a record is refused for good."""
 
-    def __init__(self, producer: Producer, topics: Topics, positions: Positions) -> None:
+    def __init__(self, producer: Producer, topics: Topics, positions: Positions, tracer: Tracer) -> None:
         self._producer, self._topics, self._positions = producer, topics, positions
+        self._tracer = tracer
 
     async def produce(self, batch: Iterable[Served]) -> None:
         """The starts and dead letters of what was served."""
-        await self._send([self._record_of(*outcome) for served in batch for outcome in served.outcomes])
+        outcomes = [outcome for served in batch for outcome in served.outcomes]
+        with sending(self._tracer, self._topics.events, [outcome for _, outcome in outcomes]) as told:
+            records = [record for record, _ in outcomes]
+            await self._send(list(map(self._record_of, records, told)))
 
     async def commit(self, readings: Iterable[Reading]) -> None:
         """First what was left out: a position says that the fate of all before it is recorded."""

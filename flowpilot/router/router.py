@@ -14,6 +14,8 @@ from typing import Protocol
 
 import structlog
 
+from flowpilot.ports import meter as meters
+from flowpilot.ports import tracer as tracers
 from flowpilot.ports.definitions import Definitions
 from flowpilot.ports.log import (
     Fetched,
@@ -25,7 +27,8 @@ from flowpilot.ports.log import (
     TopicCatalog,
     TopicPartition,
 )
-from flowpilot.ports.meter import OFF, Meter
+from flowpilot.ports.meter import Meter
+from flowpilot.ports.tracer import Tracer
 from flowpilot.router.backfill import next_slice
 from flowpilot.router.fates import MANY
 from flowpilot.router.observed import Observed
@@ -72,14 +75,15 @@ class Router:
         interval: float = 1.0,
         commit_interval: float = 1.0,
         on_ready: Callable[[frozenset[str]], None] = lambda topics: None,
-        meter: Meter = OFF,
+        meter: Meter = meters.OFF,
+        tracer: Tracer = tracers.OFF,
     ) -> None:
         self._topics, self._limits = topics, limits
         self._make_consumer, self._reader = consumer, reader
         self._definitions, self._catalog = definitions, catalog
         self._observed = Observed(meter)
         self._positions = Positions(producer, reader, topics.positions)
-        self._output = Output(producer, topics, self._positions)
+        self._output = Output(producer, topics, self._positions, tracer)
         self._opening = Opening(reader, definitions, self._positions)
         self._interval, self._commit_interval, self._on_ready = interval, commit_interval, on_ready
         self._stopping = asyncio.Event()

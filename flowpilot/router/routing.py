@@ -6,7 +6,8 @@
 | on `<namespace>.triggers` | the workflow that it names: one start, or one dead letter |
 | on a user topic | one start, omission or dead letter for each trigger that names the topic, of current versions |
 
-A CloudEvent stands for its data (`flowpilot.router.cloudevents`).
+A CloudEvent stands for its data (`flowpilot.router.cloudevents`). The record's header `traceparent`, else that
+attribute of a CloudEvent, goes with what it starts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from flowpilot_schemas.ids import event_execution_id, keyed_execution_id, record
 from flowpilot_schemas.limits import MAX_KEY, Limits
 from flowpilot_schemas.messages import DeadLetter, Origin, StartExecution, Trigger
 from flowpilot_schemas.topics import Topics
+from flowpilot_schemas.tracing import HEADER, as_traceparent, in_headers
 from flowpilot_schemas.triggers import ANY_WORKFLOW, FilterReason
 
 SOURCE = "router"
@@ -185,6 +187,9 @@ def _start(
         execution = event_execution_id(definition.name, arrived.event["source"], arrived.event["id"])
     else:
         execution = record_execution_id(definition.name, topic_id, record.partition, record.offset)
+    trace = in_headers(record.headers) if record.headers else None
+    if trace is None and arrived.event is not None:
+        trace = as_traceparent(arrived.event.get(HEADER))
     return StartExecution(
         execution=execution,
         workflow=definition.name,
@@ -195,6 +200,7 @@ def _start(
         input=arrived.data,
         origin=Origin(topic=record.topic, topic_id=topic_id, partition=record.partition, offset=record.offset),
         created_by=created_by or f"trigger:{record.topic}",
+        traceparent=trace,
     )
 
 

@@ -30,6 +30,7 @@ from flowpilot_schemas.history import iso
 from flowpilot_schemas.ids import TaskId
 from flowpilot_schemas.messages import StepError, StepReady
 from flowpilot_schemas.topics import Topics
+from flowpilot_schemas.tracing import in_headers
 
 WORKER_ID = "test-worker"
 _LONG_MS = 1_000  # a worker says of a handler that runs so long that it has started
@@ -132,7 +133,11 @@ class StepAttempts:
             context = None
             if handler.context is not None:
                 context = StepContext(
-                    task_id, workflow=message.workflow, last_heartbeat=message.last_heartbeat, beat=beats.append
+                    task_id,
+                    workflow=message.workflow,
+                    last_heartbeat=message.last_heartbeat,
+                    beat=beats.append,
+                    traceparent=in_headers(record.headers),
                 )
             outcome = await self._call(recording(handler, raised), message, context)
         if beats:

@@ -12,6 +12,7 @@ import structlog
 
 from flowpilot.authoring.context import StepContext
 from flowpilot.ports.log import Fetched, Record
+from flowpilot.ports.tracer import Span
 from flowpilot.worker.handlers import Handler
 from flowpilot.worker.invoke import Outcome
 from flowpilot.worker.partition import AssignedPartition, Entry
@@ -19,6 +20,7 @@ from flowpilot_schemas.codec import encode
 from flowpilot_schemas.history import iso
 from flowpilot_schemas.ids import TaskId
 from flowpilot_schemas.messages import StepError, StepReady
+from flowpilot_schemas.tracing import in_headers
 
 _log = structlog.get_logger("flowpilot.worker")
 
@@ -47,6 +49,7 @@ class Attempt:
         "message",
         "partition",
         "record",
+        "span",
         "started_at",
         "state",
         "task",
@@ -79,12 +82,23 @@ class Attempt:
         """step.started is wanted before its time: a heartbeat of the handler's own, or a hand-over."""
         self.details: bytes | None = None
         """Of a heartbeat that is not sent yet. Set by the handler's thread."""
+        self.span: Span | None = None
+        """While it is traced; in the end it is over whatever became of the attempt."""
         self.context: StepContext | None = None
         if handler.context is not None:
             self.context = StepContext(
-                task_id, workflow=message.workflow, last_heartbeat=message.last_heartbeat, beat=self._beat
+                task_id,
+                workflow=message.workflow,
+                last_heartbeat=message.last_heartbeat,
+                beat=self._beat,
+                traceparent=self.traceparent,
             )
         entry.attempt = self
+
+    @property
+    def traceparent(self) -> str | None:
+        """That of the step message."""
+        return in_headers(self.record.headers) if self.record.headers else None
 
     def _beat(self, details: bytes) -> None:
         self.details = details

@@ -7,6 +7,7 @@ that run longer than about a second, for suspects, for what holds others back, a
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from flowpilot.worker.observed import Observed
 from flowpilot.worker.partition import AssignedPartition, Entry
 from flowpilot.worker.records import Records, read_step
 from flowpilot.worker.threads import HandlerThreads
+from flowpilot.worker.traced import CANCELLED, HANDED_BACK, Traced
 from flowpilot_schemas.codec import BadRecord
 from flowpilot_schemas.messages import StepError
 
@@ -56,6 +58,7 @@ class Attempts:
         clock: Callable[[], int],
         on_exhausted: Callable[[], None],
         observed: Observed,
+        traced: Traced,
     ) -> None:
         self._worker_id = worker_id
         self._handlers = handlers
@@ -66,7 +69,7 @@ class Attempts:
         self._concurrency = concurrency
         self._clock = clock
         self._on_exhausted = on_exhausted
-        self._observed = observed
+        self._observed, self._traced = observed, traced
         self._ready: deque[AssignedPartition] = deque()  # partitions with records that wait, in turn
         self._running: set[Attempt] = set()  # each has one of the places
         self._given_up: dict[Attempt, float] = {}  # they have none, and when they were given up
@@ -75,12 +78,14 @@ class Attempts:
         """Set once nothing is taken any more and nothing runs."""
         self.exhausted: int | None = None
         self._threads: HandlerThreads
+        self._surroundings: contextvars.Context
 
     # ---- beginning and end
 
     def open(self) -> None:
         """Call it on the event loop, before the first record arrives."""
         self._threads = HandlerThreads(asyncio.get_running_loop(), self._ended)
+        self._surroundings = contextvars.copy_context()
 
     def stop_taking(self) -> None:
         """Take no more records. Twice is once."""
@@ -95,11 +100,14 @@ class Attempts:
             if told and state in (State.RUNNING, State.SUSPECT):
                 lost = StepError(kind="worker_lost", message="the worker was stopped before the handler ended")
                 self._answer_outcome(attempt, lost)
+            else:
+                self._traced.unanswered(attempt, HANDED_BACK)
 
     def abandon(self) -> None:
         """Give up what runs, and answer nothing."""
         for attempt in list(self._running):
             attempt.cancel(State.GIVEN_UP)
+            self._traced.unanswered(attempt, HANDED_BACK)
 
     def close(self) -> None:
         """Let the handlers' threads end."""
@@ -206,10 +214,14 @@ class Attempts:
             return
         attempt.begin()
         self._observed.begun(attempt)
+        # Its own, and not that of whichever handler's end made a place for it.
+        context = self._surroundings.copy()
+        context.run(self._traced.begun, attempt)
         if attempt.handler.is_async:
-            attempt.task = asyncio.create_task(self._run_async(attempt))
+            attempt.task = asyncio.create_task(self._run_async(attempt), context=context)
         else:
-            self._threads.run(attempt, partial(call, attempt.handler, attempt.message, attempt.context))
+            job = partial(context.run, call, attempt.handler, attempt.message, attempt.context)
+            self._threads.run(attempt, job)
 
     async def _run_async(self, attempt: Attempt) -> None:
         outcome = await call_async(attempt.handler, attempt.message, attempt.context)
@@ -225,10 +237,13 @@ class Attempts:
             if isinstance(outcome, StepError):
                 attempt.say_failed(outcome)
             self._answer_outcome(attempt, outcome)
+        else:
+            self._traced.unanswered(attempt, CANCELLED)
         self._leave_place(attempt)
 
     def _answer_outcome(self, attempt: Attempt, outcome: Outcome) -> None:
         self._observed.ended(attempt, outcome)
+        self._traced.ended(attempt, outcome)
         self._records.answer(attempt.ended(outcome), attempt.record, attempt.entry, attempt.partition)
 
     def _leave_place(self, attempt: Attempt) -> None:

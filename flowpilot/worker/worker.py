@@ -14,9 +14,12 @@ from collections.abc import Callable, Collection
 
 import structlog
 
+from flowpilot.ports import meter as meters
+from flowpilot.ports import tracer as tracers
 from flowpilot.ports.definitions import Definitions, WorkflowDeleted
 from flowpilot.ports.log import LogUnavailable, Producer, Reader
-from flowpilot.ports.meter import OFF, Meter
+from flowpilot.ports.meter import Meter
+from flowpilot.ports.tracer import Tracer
 from flowpilot.worker.answers import Answers
 from flowpilot.worker.attempts import Attempts
 from flowpilot.worker.control import Control
@@ -25,6 +28,7 @@ from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.intake import Intake, MakeConsumer
 from flowpilot.worker.observed import Observed
 from flowpilot.worker.records import Records
+from flowpilot.worker.traced import Traced
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.topics import Topics
 
@@ -61,7 +65,8 @@ class StepWorker:
         grace: float = 10.0,
         clock: Callable[[], int] = _wall_clock,
         on_ready: Callable[[list[str]], None] = lambda queues: None,
-        meter: Meter = OFF,
+        meter: Meter = meters.OFF,
+        tracer: Tracer = tracers.OFF,
     ) -> None:
         self.worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.queues = handlers.queues(queues)
@@ -91,6 +96,7 @@ class StepWorker:
             clock=clock,
             on_exhausted=self._stopping.set,
             observed=Observed(meter, concurrency),
+            traced=Traced(tracer),
         )
 
     def stop(self) -> None:

@@ -23,11 +23,11 @@ HEADER_HOPS = "fp-hops"
 FIELDS: dict[str, tuple[str, ...]] = {
     "ExecutionStarted": (
         "workflow", "version", "definition", "key?", "input?", "origin?", "created_by?",
-        "parent?", "parent_run?", "from_start?", "retry_reason?", "request?", "taken?",
+        "parent?", "parent_run?", "from_start?", "retry_reason?", "request?", "taken?", "traceparent?",
     ),
     "StartRefused": (
         "workflow", "version", "definition", "reason", "detail", "key?", "origin?", "created_by?",
-        "parent?", "parent_run?", "from_start?", "retry_reason?", "request?",
+        "parent?", "parent_run?", "from_start?", "retry_reason?", "request?", "traceparent?",
     ),
     "StartDeduplicated": ("origin?", "created_by?"),
     "KeyConflict": ("origin?", "created_by?", "input_hash"),

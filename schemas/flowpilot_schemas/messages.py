@@ -19,6 +19,7 @@ from flowpilot_schemas.own import RetryEnded as RetryEnded
 from flowpilot_schemas.own import RetryForget as RetryForget
 from flowpilot_schemas.own import RetryOf as RetryOf
 from flowpilot_schemas.own import TimerFired as TimerFired
+from flowpilot_schemas.tracing import Traceparent
 from flowpilot_schemas.wire import Key, Message, Name, Offset, RequestId, Text
 from flowpilot_schemas.wire import Origin as Origin
 from flowpilot_schemas.wire import ReplyTo as ReplyTo
@@ -41,7 +42,8 @@ class Trigger(Message):
 class StartExecution(Message):
     """Start an execution, or find the one that the id names already. `input` was validated by the producer.
 
-    Only the engine starts an `R.n`: `retry` says what of (see `RetryExecution`).
+    Only the engine starts an `R.n`: `retry` says what of (see `RetryExecution`). `traceparent` (W3C Trace Context)
+    goes with every step message; what is none is ignored.
     """
 
     type: Literal["execution.start"] = "execution.start"
@@ -57,6 +59,7 @@ class StartExecution(Message):
     created_by: Text | None = None
     reply: ReplyTo | None = None
     retry: RetryOf | None = None
+    traceparent: Traceparent = None
 
 
 class GivenInput(BaseModel):
@@ -72,7 +75,8 @@ class RetryExecution(Message):
 
     The same `request` twice makes one retry. With `from_start` nothing is shared, and `version` with its
     `definition` may be another than the retried one's. `workflow`, `version`, `definition` and `input` are needed
-    where the engine no longer holds the execution; `known` is the highest n that the asker knows of.
+    where the engine no longer holds the execution, and its `traceparent` is heeded there; `known` is the highest n
+    that the asker knows of.
     """
 
     type: Literal["execution.retry"] = "execution.retry"
@@ -89,6 +93,7 @@ class RetryExecution(Message):
     rules: Annotated[int, Field(ge=1)] = RULES
     limits: Limits = Limits()
     reply: ReplyTo | None = None
+    traceparent: Traceparent = None
 
 
 class CancelExecution(Message):
@@ -194,7 +199,10 @@ EVENT_TYPES: dict[str, type[Event]] = {
 
 
 class StepReady(Message):
-    """The step message. `parents` holds the outputs of the parents that the step takes."""
+    """The step message. `parents` holds the outputs of the parents that the step takes.
+
+    Its record has a header `traceparent` (W3C Trace Context) if what started the execution had one.
+    """
 
     type: Literal["step.ready"] = "step.ready"
     task_id: Text

@@ -103,6 +103,8 @@ def act(input: dict[str, Any], ctx: StepContext) -> Any:
             return object()
         case "size":
             return "x" * (input["size"] - 2)  # and two quotes
+        case "trace":
+            return ctx.traceparent
         case "later" if ctx.attempt == 1:
             raise RetryAfter("2s", "come back later")
     return ctx.attempt

@@ -75,7 +75,8 @@ def test_an_executions_life_with_a_token(system: RunningSystem) -> None:
         http.headers["Authorization"] = "Bearer Yx81LsPz"
 
         key = {"Idempotency-Key": f"p-{uuid.uuid4()}"}
-        done = http.post(START, json={"n": 3}, headers=key, params={"wait": "1m"})
+        traced = {**key, "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+        done = http.post(START, json={"n": 3}, headers=traced, params={"wait": "1m"})
         assert done.status_code == 200, done.text
         execution = done.json()["execution"]
         assert (done.json()["status"], done.json()["output"]) == ("completed", 36)
@@ -87,6 +88,7 @@ def test_an_executions_life_with_a_token(system: RunningSystem) -> None:
 
         shown = shown_as(http, execution, "completed")
         assert (shown["output"], shown["created_by"], shown["key"]) == (36, "billing", key["Idempotency-Key"])
+        assert shown["traceparent"] == traced["traceparent"]
         [listed] = http.get("/executions", params={"key": key["Idempotency-Key"]}).json()["items"]
         assert (listed["execution"], listed["steps"]) == (execution, "2/2")
         told = http.get(f"/executions/{execution}/history").json()["items"]

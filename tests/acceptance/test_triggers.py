@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from flowpilot.adapters.postgres.engine import connect
 from flowpilot.adapters.postgres.queries import AuditQueries
 from flowpilot.cli.failures import Exit
-from flowpilot_schemas.ids import event_execution_id
+from flowpilot_schemas.ids import event_execution_id, keyed_execution_id
 from tests.acceptance.running import PATIENCE, Place, RunningSystem
 from tests.waiting import eventually
 
@@ -40,6 +41,9 @@ EVENT = {"specversion": "1.0", "source": "/shop", "type": "paid"}
 
 def structured(id: str, **data: Any) -> bytes:
     return json.dumps({**EVENT, "id": id, "data": data}).encode()
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def dry_run(system: RunningSystem, topic: str, record: bytes, *options: str, code: Exit = Exit.OK) -> Any:
@@ -161,3 +165,25 @@ def test_a_record_is_published_from_the_command_line(system: RunningSystem, tmp_
     assert "the trigger's where is not true for it" in filtered.stdout
     late = system.cli(*publish, "--wait", "--timeout", "0", code=Exit.TIMED_OUT)
     assert f"`flowpilot trigger fate {topic} " in late.stderr
+
+
+def test_a_records_trace_is_in_the_step_record_in_ctx_and_in_the_audit(system: RunningSystem) -> None:
+    record = {"v": 1, "workflow": "troubles", "key": (key := f"k-{uuid.uuid4()}"), "input": {"trouble": "trace"}}
+    headers = {"traceparent": TRACE.encode()}
+    system.publish(system.settings.topics.triggers, json.dumps(record).encode(), key=key, headers=headers)
+    execution = keyed_execution_id("troubles", key)
+
+    assert system.ended(execution).output == TRACE
+    [(place,)] = system.ask(
+        "select t.broker_task_id from task_execution t join workflow_execution e on e.id = t.workflow_execution_id "
+        "where e.execution_id = %s",
+        execution,
+    )
+    steps = system.records(place.rsplit("/", 2)[0])
+    [step] = [each for each in steps if f"{each.topic}/{each.partition}/{each.offset}" == place]
+    assert dict(step.headers)["traceparent"] == TRACE.encode()
+    query = "select traceparent from workflow_execution where execution_id = %s"
+    assert system.ask(query, execution) == [(TRACE,)]
+    [started] = system.told(execution, "ExecutionStarted")
+    assert started["traceparent"] == TRACE
+    assert TRACE in system.cli("execution", "show", execution).stdout

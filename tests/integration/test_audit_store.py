@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from flowpilot.adapters.postgres import definitions, rows
 from flowpilot.adapters.postgres.bulk import TASK_TYPES, Shapes
 from flowpilot.adapters.postgres.store import PostgresAuditStore
+from flowpilot.app.audit_view import PostgresAuditView
 from flowpilot.audit.projection import project
 from flowpilot.core.dead_letters import dead_letter
 from flowpilot.ports.audit import (
@@ -106,6 +107,23 @@ def test_every_kind_of_end_agrees_with_its_events(world: AuditWorld) -> None:
         ("create", 1, "failed"), ("create", 1, "cancelled"), ("otp", 0, "skipped"),
     ]  # fmt: skip
     assert world.differences() == []
+
+
+def test_the_trace_stands_in_the_row_and_is_there_for_a_retry(world: AuditWorld) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    traced, plain, refused = Chain(run=1), Chain(run=2), Chain(run=3)
+    traced.started(traceparent=trace)
+    plain.started()
+    refused("StartRefused", workflow="w", version="9", definition="d", reason="r", detail="d", traceparent=trace)
+    world.write(events(traced, plain, refused))
+    rows = world.ask("SELECT run, traceparent FROM workflow_execution ORDER BY run")
+    assert rows == [(1, trace), (2, None), (3, trace)]
+    assert world.differences() == []
+    view = PostgresAuditView(world.engine)
+    for history, told in ((traced, trace), (plain, None)):
+        started = asyncio.run(view.started(history.execution))
+        assert started is not None
+        assert started.traceparent == told
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ class Run:
         offset: int = 7,
         reply: m.ReplyTo | None = None,
         execution: str = EXECUTION,
+        traceparent: str | None = None,
     ) -> None:
         self.definition = definition
         self.stored = Stored()
@@ -85,6 +86,7 @@ class Run:
             input=value,
             limits=limits or Limits(),
             reply=reply,
+            traceparent=traceparent,
         )
         given = encode(value)
         self.stored.inputs[execution, offset] = given

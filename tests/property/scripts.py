@@ -17,6 +17,9 @@ SIGNS = ("started", "heartbeat")
 FENCES = ("stale", "future", "other_run", "unknown_step", "duplicate")
 
 
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
 class Command(NamedTuple):
     """What happens next: `what`, to the `which`-th candidate, with the variant `how`, `after` ms later."""
 
@@ -48,11 +51,18 @@ _POLICIES = st.fixed_dictionaries(
 @st.composite
 def definitions(draw: st.DrawFn, *, on_schedule_to_start: tuple[str, ...] = ("fail", "retry", "record")) -> Run:
     """A run, just started, of a random DAG of 1–6 steps."""
-    return Run(draw(dags(on_schedule_to_start)), value=draw(_VALUES), limits=draw(_LIMITS), reply=draw(_REPLIES))
+    return Run(
+        draw(dags(on_schedule_to_start)),
+        value=draw(_VALUES),
+        limits=draw(_LIMITS),
+        reply=draw(_REPLIES),
+        traceparent=draw(_TRACES),
+    )
 
 
 _VALUES = st.sampled_from((None, 0, "x", {"patient": [1.5, None]}))
 _LIMITS = st.sampled_from((*(Limits(),) * 4, Limits(result=12, step_inputs=16)))
+_TRACES = st.sampled_from((None, TRACE))
 _REPLIES = st.sampled_from((None, m.ReplyTo(topic="flowpilot.replies", partition=1, key="c")))
 
 

@@ -23,6 +23,7 @@ from flowpilot_schemas.codec import decode_object
 from flowpilot_schemas.history import GENESIS, HEADER_HASH, HEADER_PREV, chain
 from flowpilot_schemas.ids import TaskId, retry_id, root_id
 from flowpilot_schemas.topics import DAY
+from tests.property.scripts import TRACE
 from tests.unit.engine_world import WORKFLOWS, Call, Owner, T, World, is_halt, starting
 
 _BAD = (
@@ -233,9 +234,11 @@ class Storm:
             origin = None
             if chance.random() < 0.5:
                 origin = m.Origin(topic="t", topic_id="i", partition=0, offset=chance.randrange(20))
+            key = chance.randrange(self.keys)
             message = starting(
                 definition,
-                f"k{chance.randrange(self.keys)}",
+                f"k{key}",
+                traceparent=TRACE if key % 2 else None,
                 input=chance.choice(({"n": 1}, {"n": 1}, {"n": 2})),
                 origin=origin,
                 reply=m.ReplyTo(topic=T.replies, partition=0) if chance.random() < 0.3 else None,

@@ -405,6 +405,19 @@ def test_l14_messages_have_the_fields_that_the_schemas_promise(run: Run) -> None
             parse(told, value)
 
 
+@given(run=played())
+@THOROUGH
+def test_l15_a_trace_goes_with_every_step_message_and_into_the_first_event(run: Run) -> None:
+    """L15: what the start was given goes on as it is; without it there is no header and no field, also in state."""
+    trace = run.start.traceparent
+    headers = () if trace is None else (("traceparent", trace.encode()),)
+    assert {message.headers for message in run.outgoing if message.kind == "step"} <= {headers}
+    assert run.history[0]["record"].get("traceparent") == trace
+    assert all("traceparent" not in event["record"] for event in run.history[1:])
+    assert decode_execution(encode_execution(run.state)).traceparent == trace
+    assert (b"traceparent" in encode_execution(run.state)) is (trace is not None)
+
+
 def test_l14_every_event_that_is_recorded_has_its_fields_declared() -> None:
     """L14, for the types: the recorded events and the declared ones are the same."""
     recorded = {name for name, cls in e.CLASSES.items() if cls not in (*e.UNRECORDED, *e.UNTOLD)}

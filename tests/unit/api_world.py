@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 from pydantic import SecretStr
 
+from flowpilot.adapters.opentelemetry import OpenTelemetryTracer
 from flowpilot.api.application import create_app
 from flowpilot.api.backend import Backend
 from flowpilot.ports.meter import OFF, Meter
@@ -26,7 +27,7 @@ class Api:
         nobody = SecretStr("postgresql://nobody@127.0.0.1:1/nothing")
         self.settings = Settings(_env_file=None, database_url=nobody, trigger_limit=limit, **settings)
         self.world = world
-        self.client = world.client(world.audit, patience=0.2, input=limit)
+        self.client = world.client(world.audit, patience=0.2, tracer=OpenTelemetryTracer(), input=limit)
         self.backend = Backend(self.settings, self.client, longest_wait=longest_wait, meter=meter)
 
     async def __aenter__(self) -> httpx.AsyncClient:

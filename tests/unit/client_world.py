@@ -14,6 +14,7 @@ from flowpilot.authoring import Workflow
 from flowpilot.client.client import ConnectedClient
 from flowpilot.client.connection import AuditUnavailable, AuditView, Connection, Started, StartSeen
 from flowpilot.ports.log import Delivery, Fetched, LogUnavailable, Record
+from flowpilot.ports.tracer import OFF, Tracer
 from flowpilot_schemas.codec import decode_object, encode_message, parse
 from flowpilot_schemas.limits import Limits
 from flowpilot_schemas.messages import ExecutionEnded, RetryAnswered, RetryExecution, StartExecution
@@ -106,10 +107,17 @@ class World:
         self.line = Line(self.log)
 
     def client(
-        self, audit: AuditView | None = None, *, patience: float | None = None, **limits: int
+        self,
+        audit: AuditView | None = None,
+        *,
+        patience: float | None = None,
+        tracer: Tracer = OFF,
+        **limits: int,
     ) -> ConnectedClient:
         definitions = LogDefinitions(self.line, self.line, TOPICS.definitions)
-        connection = Connection(TOPICS, Limits(**limits), self.line, self.line, definitions, audit, patience)
+        connection = Connection(
+            TOPICS, Limits(**limits), self.line, self.line, definitions, audit, patience, tracer
+        )
         return ConnectedClient(connection, actor="user:test")
 
     def events(self) -> list[Fetched]:

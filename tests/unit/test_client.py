@@ -428,11 +428,13 @@ def test_a_retry_from_the_start_brings_what_the_audit_knows() -> None:
             second = onboarding("2", step="other")
             await client.register(second)
             old = onboarding().definition
-            world.audit.begun[ROOT] = Started("onboarding", "1", old.hash, {"patient_id": "p", "age": 1}, 3)
+            trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+            world.audit.begun[ROOT] = Started("onboarding", "1", old.hash, {"patient_id": "p", "age": 1}, 3, trace)
             engine = answered(world, {"retry": f"{ROOT}.4"})
             await client.retry(ROOT, from_start=True)
             [asked] = await engine
             assert (asked.version, asked.definition, asked.known) == ("1", old.hash, 3)
+            assert asked.traceparent == trace
             assert asked.input == GivenInput(value={"patient_id": "p", "age": 1})
             engine = answered(world, {"retry": f"{ROOT}.5"})
             await client.retry(ROOT, from_start=True, version="2")

@@ -13,7 +13,7 @@ import pytest
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.memory.log import MemoryLog
-from flowpilot.ports.log import Delivery, Fetched, LogUnavailable, Producer, Record
+from flowpilot.ports.log import Delivery, Fetched, Headers, LogUnavailable, Producer, Record
 from flowpilot.router.errors import RouterStopped
 from flowpilot.router.positions import Positions
 from flowpilot.router.router import Router
@@ -48,13 +48,9 @@ class World:
     async def topic_ids(self, names: Iterable[str]) -> dict[str, str]:
         return {name: self.log.topic_id(name) for name in names if self.log.partitions(name)}
 
-    async def publish(self, topic: str, *values: Any, key: bytes | None = None) -> None:
-        await self.log.producer().send(
-            [
-                Record(topic, key, value if isinstance(value, bytes | None) else json.dumps(value).encode())
-                for value in values
-            ]
-        )
+    async def publish(self, topic: str, *values: Any, key: bytes | None = None, headers: Headers = ()) -> None:
+        raw = [value if isinstance(value, bytes | None) else json.dumps(value).encode() for value in values]
+        await self.log.producer().send([Record(topic, key, value, headers=headers) for value in raw])
 
     def router(self, producer: Producer | None = None, **options: Any) -> Router:
         def consumer(topics: Sequence[str], **handlers: Any) -> Any:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine, Mapping
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -401,6 +402,27 @@ def test_heartbeats_of_the_handler_carry_their_details() -> None:
             await eventually_async(lambda: rig.answers("completed"))
 
     run(scenario())
+
+
+def test_what_a_handler_sets_in_its_context_is_not_seen_by_the_next() -> None:
+    """With one place, the next handler is begun where the last one ended."""
+    seen: list[str] = []
+    patient = ContextVar("patient", default="nobody")
+    marking = Workflow("marking", version="1")
+
+    @marking.step
+    async def mark(ctx: StepContext) -> None:
+        seen.append(patient.get())
+        patient.set(ctx.execution)
+
+    async def scenario() -> None:
+        rig = Rig(marking)
+        async with rig.serving(concurrency=1):
+            tasks = [rig.ready("mark") for _ in range(3)]
+            await eventually_async(lambda: all(rig.answer(task, "completed") for task in tasks))
+
+    run(scenario())
+    assert seen == ["nobody"] * 3
 
 
 def test_a_cancel_reaches_running_handlers() -> None:

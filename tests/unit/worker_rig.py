@@ -12,7 +12,7 @@ from typing import Any
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.memory.log import MemoryLog
 from flowpilot.authoring import Workflow
-from flowpilot.ports.log import Delivery, LogUnavailable, Producer, Record, TopicPartition
+from flowpilot.ports.log import Delivery, Headers, LogUnavailable, Producer, Record, TopicPartition
 from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.worker import StepWorker
 from flowpilot_schemas.codec import decode, encode
@@ -101,14 +101,19 @@ class Rig:
             **fields,
         }
 
-    def ready(self, step: str, *, partition: int = 0, queue: str | None = None, **fields: Any) -> str:
+    def ready(
+        self, step: str, *, partition: int = 0, queue: str | None = None, headers: Headers = (), **fields: Any
+    ) -> str:
         """Put a step message on its queue; its task id."""
         message = self.message(step, **fields)
-        self.raw(encode(message), partition=partition, queue=queue)
+        self.raw(encode(message), partition=partition, queue=queue, headers=headers)
         return str(message["task_id"])
 
-    def raw(self, value: bytes | None, *, partition: int = 0, queue: str | None = None) -> None:
-        self.log.append(Record(TOPICS.steps(queue or self.workflow.queue), b"key", value, partition=partition))
+    def raw(
+        self, value: bytes | None, *, partition: int = 0, queue: str | None = None, headers: Headers = ()
+    ) -> None:
+        topic = TOPICS.steps(queue or self.workflow.queue)
+        self.log.append(Record(topic, b"key", value, partition=partition, headers=headers))
 
     def say(self, message: dict[str, Any]) -> None:
         """Put a message on the control topic."""

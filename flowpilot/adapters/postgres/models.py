@@ -129,7 +129,8 @@ class Step(Base):
 class WorkflowExecution(Base):
     """Where one run of an execution stands; `seq` is that of the history event that changed the row last.
 
-    Of a retry, `created_by` asked for it, and `retry_reason` is why. `parent` is what it retries.
+    Of a retry, `created_by` asked for it, and `retry_reason` is why. `parent` is what it retries. `traceparent` is
+    what it was started with, its own or that of what it retries.
     `run` is null in a stub: a parent of which nothing but its id is known.
     """
 
@@ -171,6 +172,7 @@ class WorkflowExecution(Base):
         ForeignKey("workflow_execution.id", ondelete="SET NULL")
     )
     retry_reason: Mapped[str | None]
+    traceparent: Mapped[str | None] = mapped_column(Identifier)
     status: Mapped[str] = mapped_column(Identifier)
     seq: Mapped[int]
     started_at: Mapped[datetime | None]
