@@ -78,7 +78,7 @@ def flows(tmp_path: Path) -> Path:
 GROUPS = ("workflow", "execution", "dead-letter", "config", "topic", "db", "queue")
 HELPS = [
     (),
-    *((name,) for name in ("init", "dev", "doctor", "setup", "engine", "router", "worker", "audit", "schema")),
+    *((name,) for name in ("init", "dev", "doctor", "setup", "engine", "router", "worker", "audit", "api", "schema")),
     *((name,) for name in GROUPS),
     ("config", "show"),
     *(("topic", name) for name in ("list", "plan", "apply")),
