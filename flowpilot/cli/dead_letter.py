@@ -52,7 +52,7 @@ def list_letters(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000, help="At most so many letters.")] = 20,
     output: Output = Format.TABLE,
 ) -> None:
-    """The dead letters by reason; with a filter, each of them, the newest first.
+    """The dead letters by reason; with a filter, each of them.
 
     \b
     Examples:
@@ -62,6 +62,8 @@ def list_letters(
       flowpilot dead-letter list --workflow patient-onboarding --limit 1000 -o jsonl | jq -r .record
 
     It reads the audit record, which follows by a moment.
+
+    The newest first.
     """
     from flowpilot.adapters.postgres.dead_letters import Wanted
     from flowpilot.app import dead_letters
@@ -92,7 +94,7 @@ def show(
     force: Annotated[bool, typer.Option("--force", help="With --raw: on a terminal, too.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """One dead letter: why, what to do about it, and the record's own bytes, harmless for the terminal.
+    """One dead letter: why, what to do, and the record's own bytes.
 
     \b
     Examples:
@@ -100,6 +102,8 @@ def show(
       flowpilot dead-letter show patients.registered/3/1207
       flowpilot dead-letter show 17 --raw > record.json
       flowpilot dead-letter show 17 -o json | jq -r .value_base64 | base64 -d
+
+    The bytes are made harmless for the terminal.
     """
     from flowpilot.app import dead_letters
 

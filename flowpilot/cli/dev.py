@@ -38,7 +38,7 @@ def dev(
         bool, typer.Option("--verbose", "-v", help="Show what every role logs, not only the worker.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Run all of FlowPilot here: Kafka, PostgreSQL, every role, the HTTP API, and a worker that follows your files.
+    """Run all of FlowPilot here, for your files.
 
     \b
     Examples:

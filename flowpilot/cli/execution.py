@@ -48,7 +48,7 @@ def start(
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Start an execution of WORKFLOW and print its id; with --wait, its output as JSON.
+    """Start an execution, and print its id or --wait for its output.
 
     \b
     Examples:
@@ -103,7 +103,12 @@ async def _tell(handle: Handle, wait: bool, timeout: float | None, output: Forma
             record({"execution": handle.id}, output)
         return
     say(f"execution {handle.id}")
-    result = await handle.result(timeout)
+    try:
+        result = await handle.result(timeout)
+    finally:
+        if handle.seen is not None and handle.seen.existed:
+            other = ", with another input, which it keeps" if handle.seen.conflict else ""
+            say(f"it was there before{other}; `--if-exists fail` refuses that")
     if output is Format.TABLE:
         value(result)
     else:
@@ -176,13 +181,15 @@ def cancel(
         str, typer.Option("--reason", "-r", help="Why; it stands in the audit record.", metavar="TEXT")
     ],
 ) -> None:
-    """Cancel an execution: steps that wait are not begun, handlers that run are told.
+    """Cancel an execution.
 
     \b
     Examples:
       flowpilot execution cancel 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11 --reason "registered twice"
 
     Who asked (your user name, or FLOWPILOT_ACTOR) and why stand in the audit record.
+
+    Steps that wait are not begun, handlers that run are told.
     """
     from flowpilot.app.client import Client
 
@@ -213,7 +220,7 @@ def retry(
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Retry an execution that failed or was cancelled; print the new execution's id, or with --wait its output.
+    """Retry an execution that failed or was cancelled, as a new one.
 
     \b
     Examples:
@@ -223,6 +230,8 @@ def retry(
 
     Steps that completed are not run again: their results are taken over. Who asked (your user name, or
     FLOWPILOT_ACTOR) and why stand in the audit record. With --wait the exit code tells the end, as with start.
+
+    Prints the new execution's id, or with --wait its output.
     """
     settings = begin(kafka=True)
 
@@ -243,7 +252,7 @@ def verify(
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Check the audit record against itself: hash chains, gaps, and every row against the events.
+    """Check the audit record against itself.
 
     \b
     Examples:
@@ -251,6 +260,8 @@ def verify(
       flowpilot execution verify 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11
 
     Exit code 0: no difference; 1: there are some, listed on stdout.
+
+    Hash chains, gaps, and every row against the events.
     """
     from flowpilot.app import executions
 

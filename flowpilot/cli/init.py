@@ -24,13 +24,14 @@ _FILES = {
 def init(
     folder: Annotated[Path, typer.Argument(help="Made if it is not there.", metavar="[DIR]")] = Path(),
 ) -> None:
-    """Write a small project: a workflow of three steps with a trigger, its test, and the commands.
+    """Write a small project that runs as it is.
 
     \b
     Examples:
       flowpilot init shop && cd shop && flowpilot dev
       flowpilot init                             in this folder
 
+    A workflow of three steps with a trigger, its test, and the commands.
     Nothing is overwritten: if the folder has a flows.py or test_flows.py, nothing is written at all.
     """
     if there := [name for name, (_, needed) in _FILES.items() if needed and (folder / name).exists()]:

@@ -30,7 +30,7 @@ for _single in (config, db, queue):
 
 @config.command("show")
 def show_config(output: Output = Format.TABLE) -> None:
-    """Every setting: its value and where it comes from. Passwords are masked.
+    """Every setting: its value, and where it comes from.
 
     \b
     Examples:
@@ -38,6 +38,8 @@ def show_config(output: Output = Format.TABLE) -> None:
       flowpilot config show -o json | jq '.[] | select(.source != "default")'
 
     The environment goes before .env, that before a running `flowpilot dev`, that before the default.
+
+    Passwords are masked.
     """
     from flowpilot.settings import explain_settings
 
@@ -62,7 +64,7 @@ def list_all(output: Output = Format.TABLE) -> None:
 
 @topic.command()
 def plan(output: Output = Format.TABLE) -> None:
-    """What `topic apply` and `setup` would create or change; nothing is done.
+    """What `topic apply` and `setup` would create or change.
 
     \b
     Examples:
@@ -70,6 +72,8 @@ def plan(output: Output = Format.TABLE) -> None:
       flowpilot topic plan -o json
 
     Exit code 0: it would work; 1: a partition count is another one than the settings say, which is refused.
+
+    Nothing is done.
     """
     from flowpilot.app.topics import plan_topics
 
@@ -85,7 +89,7 @@ def plan(output: Output = Format.TABLE) -> None:
 
 @topic.command()
 def apply(output: Output = Format.TABLE) -> None:
-    """Create the topics that are missing, and mend the configuration of those that differ.
+    """Create missing topics, and mend those that differ.
 
     \b
     Examples:
@@ -101,7 +105,7 @@ def apply(output: Output = Format.TABLE) -> None:
 
 @db.command()
 def upgrade(output: Output = Format.TABLE) -> None:
-    """Create the database if it is missing, and bring its tables to this release.
+    """Create the database, or bring its tables to this release.
 
     \b
     Examples:
@@ -123,7 +127,7 @@ def upgrade(output: Output = Format.TABLE) -> None:
 
 @queue.command("list")
 def list_queues(output: Output = Format.TABLE) -> None:
-    """Every queue with its workers: what each has of it, and how many steps are not done yet.
+    """Every queue: its workers, and how many steps wait.
 
     \b
     Examples:

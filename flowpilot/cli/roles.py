@@ -144,7 +144,7 @@ def audit() -> None:
 
 
 def api() -> None:
-    """Run the HTTP API: it starts executions and tells what became of them.
+    """Run the HTTP API: it starts executions and shows them.
 
     \b
     Examples:

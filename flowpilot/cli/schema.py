@@ -16,7 +16,7 @@ def schema(
     message: Annotated[str | None, typer.Argument(help="A message's name; all are listed without.")] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """The JSON Schema of MESSAGE, or the list of all public messages.
+    """The JSON Schema of MESSAGE; alone, the list of messages.
 
     \b
     Examples:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="trigger",
-    help="Publish records on trigger topics; what became of one, and what would.",
+    help="Publish trigger records, and see what became of one.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -54,7 +54,7 @@ def publish(
     ] = 30.0,
     output: Output = Format.TABLE,
 ) -> None:
-    """Publish a record on TOPIC, and print where it is; with --wait, what it started, workflow by workflow.
+    """Publish a record on TOPIC, and --wait for what it starts.
 
     \b
     Examples:
@@ -124,7 +124,7 @@ def fate(
     offset: Annotated[int, typer.Argument(help="The record's offset.", metavar="OFFSET", min=0, max=2**62)],
     output: Output = Format.TABLE,
 ) -> None:
-    """What became of one record, workflow by workflow: started, duplicate, key_conflict, filtered, dead_letter, …
+    """What became of one record, workflow by workflow.
 
     \b
     Examples:
@@ -132,6 +132,8 @@ def fate(
       flowpilot trigger fate patients.registered 0 4711 -o json
 
     It reads the audit record, which follows the router by a moment. Exit code 6: nothing is known of the record.
+
+    Fates: started, duplicate, key_conflict, filtered, dead_letter, …
     """
     from flowpilot.app import triggers
 
@@ -147,7 +149,7 @@ def fate(
 
 @app.command("dry-run")
 def dry_run(topic: TopicName, header: RecordHeaders = None, output: Output = Format.TABLE) -> None:
-    """What the record on stdin would start on TOPIC, with which key and id, or why it would not. Nothing is sent.
+    """What a record on stdin would start on TOPIC; nothing is sent.
 
     \b
     Examples:
@@ -156,6 +158,8 @@ def dry_run(topic: TopicName, header: RecordHeaders = None, output: Output = For
 
     It takes the registered workflows as they are now. Exit code 1: it would be a dead letter; 6: no workflow reads
     the topic. `flowpilot trigger publish` sends it.
+
+    It tells with which key and id, or why it would start nothing.
     """
     headers = _headers(header)
     _show_foretold(_foretold(begin(), topic, _value(None), headers), output)

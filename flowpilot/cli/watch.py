@@ -30,7 +30,7 @@ def show(
     history: Annotated[bool, typer.Option("--history", help="Its history events as well.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """One execution with its steps as a tree: attempts, times, workers, errors; what it retries, and its retries.
+    """One execution, its steps as a tree with attempts and errors.
 
     \b
     Examples:
@@ -39,6 +39,8 @@ def show(
       flowpilot execution show 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11 -o json | jq .tasks
 
     -o json has every field of every step. `flowpilot execution watch` follows one that runs.
+
+    Also what it retries, and its retries.
     """
     from flowpilot.app import executions
 
@@ -76,7 +78,7 @@ def watch(
         float | None, typer.Option("--timeout", min=0, help="Watch at most so long.", metavar="SECONDS")
     ] = None,
 ) -> None:
-    """Follow an execution until it ends: its steps as a tree that changes in place; piped, a line a change.
+    """Follow an execution until it ends.
 
     \b
     Examples:
@@ -86,6 +88,8 @@ def watch(
 
     The exit code tells the end: 0 completed, 3 failed, 4 not in time, 5 cancelled. Ctrl-C ends the watching alone.
     It reads the audit record, which follows the execution by a moment.
+
+    Its steps are a tree that changes in place; piped, there is a line for each change.
     """
     from flowpilot.app.following import following
     from flowpilot_schemas.ids import is_execution_id

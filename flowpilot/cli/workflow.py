@@ -31,13 +31,15 @@ def apply(
     workflow: Annotated[str, typer.Argument(help="MODULE:WORKFLOW or path/file.py:name.", metavar="WORKFLOW")],
     output: Output = Format.TABLE,
 ) -> None:
-    """Register WORKFLOW and make this version the current one: triggers and starts by name take it from now on.
+    """Register WORKFLOW, and make this version the current one.
 
     \b
     Examples:
       flowpilot workflow apply examples/patient_onboarding.py:onboarding
 
     Running executions keep the version they were started with. A deleted workflow comes back.
+
+    Triggers and starts by name take it from now on.
     """
     from flowpilot.app.workflows import apply_workflow
     from flowpilot.cli.loading import load_workflow
@@ -54,7 +56,7 @@ def apply(
 
 @app.command("list")
 def list_workflows(output: Output = Format.TABLE) -> None:
-    """Every workflow with its current version, its steps and the topics that trigger it.
+    """Every workflow with its current version, steps and triggers.
 
     \b
     Examples:
@@ -81,7 +83,7 @@ def show(
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """A workflow's versions, and of one of them the triggers, the steps and the input.
+    """A workflow's versions; triggers, steps and input of one.
 
     \b
     Examples:
@@ -112,7 +114,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Delete a workflow with all its versions: its triggers end, and nothing starts it any more.
+    """Delete a workflow with all its versions.
 
     \b
     Examples:
@@ -121,6 +123,8 @@ def delete(
 
     Running executions finish, so leave its workers running until they have. Executions and audit stay.
     It stays deleted, also if a worker that has it starts again, until `flowpilot workflow apply` brings it back.
+
+    Its triggers end, and nothing starts it any more.
     """
     from flowpilot.app.workflows import delete_workflow
 
@@ -150,7 +154,7 @@ def validate(
     ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Check workflows as a worker would at its start, without any server.
+    """Check workflows as a worker would, without any server.
 
     \b
     Examples:

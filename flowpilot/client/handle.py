@@ -116,6 +116,11 @@ class Handle:
         except AuditUnavailable:
             return earlier[1] if earlier else None
 
+    @property
+    def seen(self) -> StartSeen | None:
+        """What is known by now of what became of the start; None also where it made the execution that ended."""
+        return self._seen
+
     async def decided(self, timeout: float) -> StartSeen:
         """What became of the start, by the audit record. Raises `ResultTimeout`."""
         deadline = time.monotonic() + timeout

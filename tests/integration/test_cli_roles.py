@@ -187,6 +187,9 @@ def test_an_execution_through_the_whole_loop(cli: Cli) -> None:
         execution = done.stderr.split()[1]
         again = cli("execution", "start", "flows:shop", "-i", '{"n": 3}', "-k", "k", "--wait", "--timeout", "60")
         assert (json.loads(again.stdout), again.stderr.split()[1]) == (36, execution)
+        assert "it was there before; " in again.stderr
+        other = cli("execution", "start", "shop", "-i", '{"n": 4}', "-k", "k", "--wait", "--timeout", "60")
+        assert (json.loads(other.stdout), "before, with another input" in other.stderr) == (36, True)
         exists = cli(
             *("execution", "start", "shop", "-i", '{"n": 4}', "-k", "k", "--if-exists", "fail"), code=Exit.ERROR
         )

@@ -75,10 +75,11 @@ def flows(tmp_path: Path) -> Path:
     return tmp_path
 
 
-GROUPS = ("workflow", "execution", "dead-letter", "config", "topic", "db", "queue")
+GROUPS = ("workflow", "execution", "trigger", "dead-letter", "config", "topic", "db", "queue")
 HELPS = [
     (),
-    *((name,) for name in ("init", "dev", "doctor", "setup", "engine", "router", "worker", "audit", "api", "schema")),
+    *((name,) for name in ("init", "dev", "doctor", "setup", "schema")),
+    *((name,) for name in ("engine", "router", "worker", "audit", "api")),
     *((name,) for name in GROUPS),
     ("config", "show"),
     *(("topic", name) for name in ("list", "plan", "apply")),
@@ -100,6 +101,18 @@ def test_help_leads_with_examples(command: tuple[str, ...], capsys: pytest.Captu
     assert "\x1b" not in told.out
     if command not in [(group,) for group in GROUPS]:
         assert told.out.index("Examples:") < told.out.index("Options:")
+
+
+@pytest.mark.parametrize("group", [(), *((group,) for group in GROUPS)])
+def test_lists_of_commands_are_whole_on_eighty_columns(
+    group: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*group, "--help"])
+    listed = capsys.readouterr().out.partition("Commands:\n")[2]
+    assert listed.count("\n") >= 1
+    assert "...\n" not in listed
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ _PASSING = frozenset(
 
 
 def _report(error: KafkaError) -> None:
-    # A broker that is away comes back, or a call fails for it and says so: no news for whoever reads warnings.
-    log = _log.info if error.code() in _PASSING else _log.warning
+    # A broker that is away comes back, or a call fails for it and says so; this comes twenty times a second.
+    log = _log.debug if error.code() in _PASSING else _log.warning
     log("kafka client", error=error.name(), detail=error.str())
 
 

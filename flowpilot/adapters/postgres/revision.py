@@ -19,6 +19,9 @@ def is_current(database_url: str) -> bool:
             closing(psycopg2.connect(database_url, connect_timeout=_PATIENCE)) as connection,
             connection.cursor() as cursor,
         ):
+            cursor.execute("SELECT to_regclass('alembic_version')")
+            if cursor.fetchone() == (None,):  # asked first: a missing table is an error in the server's log
+                return False
             cursor.execute("SELECT version_num FROM alembic_version")
             return [row[0] for row in cursor] == [newest()]
     except psycopg2.Error:
