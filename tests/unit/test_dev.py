@@ -27,8 +27,9 @@ from flowpilot.local.dev.example import example
 from flowpilot.local.dev.file import DevFile
 from flowpilot.local.dev.found import FoundWorkflow, discover, find
 from flowpilot.local.dev.roles import ApiPort, DevRoles, metrics_of
+from flowpilot.local.dev.server import DevOptions, DevServer
 from flowpilot.local.dev.watch import Watch
-from flowpilot.local.errors import ChildFailed, PortTaken, StateInUse
+from flowpilot.local.errors import ChildFailed, LocalError, PortTaken, StateInUse
 from flowpilot.local.ports import free_ports
 from flowpilot.local.system import LocalSystem
 from flowpilot.ports.definitions import VersionConflict
@@ -150,6 +151,15 @@ async def _registering() -> None:
     assert plain.current("w") == first
     with pytest.raises(VersionConflict):
         await plain.register(second)
+
+
+def test_a_place_where_no_data_can_be_is_one_sentence(here: Path) -> None:
+    (here / "file").write_text("")
+    said: list[str] = []
+    options = DevOptions(here, data=here / "file" / "data")
+    with pytest.raises(LocalError, match=r"no data can be in .*file/data: Not a directory; name .* --data"):
+        DevServer(options, Settings(_env_file=None), said.append).run(0.0)
+    assert said == []
 
 
 def test_changed_content_of_a_version_becomes_one_of_its_own() -> None:

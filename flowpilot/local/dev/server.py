@@ -108,7 +108,12 @@ class DevServer:
     @contextmanager
     def _data(self) -> Iterator[Path]:
         if not self._options.ephemeral:
-            yield (self._options.data or self._options.folder / DEV_FILE.parent).absolute()
+            data = (self._options.data or self._options.folder / DEV_FILE.parent).absolute()
+            try:
+                data.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise LocalError(f"no data can be in {data}: {error.strerror}; name a place with --data") from None
+            yield data
             return
         # Always the same place, so that what a killed run left there is found; by the lock nobody else uses it.
         data = (self._options.folder / DEV_FILE.parent / "ephemeral").absolute()
