@@ -15,7 +15,7 @@ from tests.exhaustive.world import EXECUTION, Event, Situation
 
 ANSWERS = ("completed", "failed", "fatal", "started", "heartbeat")
 SELDOM = ("no_handler", "timed_out", "dispatch_failed")
-"""Kinds of errors that have moves of their own; they come where there are at most two steps."""
+"""Kinds of errors that have moves of their own; they come where there are at most two steps, as defects do."""
 
 _BAD = {
     "no value": None,
@@ -37,6 +37,8 @@ def events(subject: Subject, here: Situation) -> Iterator[Event]:
     yield Event("cancel of another run", _cancel(run + 1), now)
     yield from _answers(definition, state, run, now)
     yield from _timers(state, run, now)
+    if len(definition.steps) <= 2:
+        yield Event("a defect of ours", timer(run), now, is_defect=True)
     yield Event("retry", _retry(from_start=False), now)
     yield Event("retry from the start", _retry(from_start=True), now)
     if state is not None:
@@ -46,6 +48,11 @@ def events(subject: Subject, here: Situation) -> Iterator[Event]:
 def answer(run: int, step: str, attempt: int, kind: str) -> m.Event:
     """A worker's answer, the same object every time."""
     return _answer(run, step, attempt, kind)
+
+
+def cancel() -> m.CancelExecution:
+    """Of whatever run there is."""
+    return _cancel(None)
 
 
 def timer(run: int) -> m.TimerFired:

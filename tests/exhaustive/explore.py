@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flowpilot.core.status import TERMINAL_EXECUTION
-from tests.exhaustive.alphabet import answer, events, timer
+from flowpilot.core.status import TERMINAL_EXECUTION, ExecutionStatus
+from tests.exhaustive.alphabet import answer, cancel, events, timer
 from tests.exhaustive.dags import Edges, Subject, subjects
 from tests.exhaustive.invariants import Checker
 from tests.exhaustive.seen import shown
@@ -130,7 +130,7 @@ class _Exploration:
         self.report.transitions += 1
         record = record_of(event, here.offset + 1)
         try:
-            folded = fold(self.subject, here, record)
+            folded = fold(self.subject, here, record, is_defect=event.is_defect)
             violations = list(self.checker.check(here, event, folded))
         except Exception as error:  # noqa: BLE001 - the fold is total: whatever it raises is a defect
             self._tell("total", f"{type(error).__name__}: {error}", here, event)
@@ -159,8 +159,8 @@ class _Exploration:
             self.report.findings.append(Finding(invariant, detail, self.subject.name, (*here.trace(), *more)))
 
     def _ends(self, situation: Situation) -> None:
-        """Some continuation ends it: whoever is asked answers, and what is due is done; nobody cancels, and the
-        execution's own time-out is not needed."""
+        """Some continuation ends it: whoever is asked answers, and what is due is done; nobody cancels
+        (but what a defect stopped), and the execution's own time-out is not needed."""
         passed = []
         here = situation
         for _ in range(_LONGEST_END):
@@ -182,6 +182,8 @@ class _Exploration:
     def _next(self, here: Situation) -> Event | None:
         state = here.state
         assert state is not None
+        if state.status is ExecutionStatus.INCIDENT:
+            return Event("cancel", cancel(), here.now)
         for step, now in zip(self.subject.definition.steps, state.steps, strict=True):
             if now.status in ("ready", "running"):
                 name, attempt = step.name, now.attempt

@@ -50,11 +50,13 @@ class Checker:
         yield from self._s2(run_before, after, sent)
         if sent.steps:
             yield from self._s4(run_before, sent)
-        if event.message is None:
-            yield from self._s11(folded, sent)
-        elif isinstance(event.message, _ANSWERS) and before is not None and not before.forgotten:
+        if event.is_defect:
+            yield from self._defect(before, after, folded, sent)
+        elif event.message is None or _is_to_nobody(before, event.message):
+            yield from self._s11(event, folded, sent)
+        elif before is not None and isinstance(event.message, _ANSWERS):
             yield from self._s5(before, event.message, after, still, sent)
-        elif isinstance(event.message, m.TimerFired) and before is not None:
+        elif before is not None and isinstance(event.message, m.TimerFired):
             yield from self._s10(before, event, after, still)
         yield from self._attempts(run_before, sent)
         if not still and after is not None:
@@ -234,11 +236,27 @@ class Checker:
             if was_due and one == other:
                 yield Violation("S10", f"{event.label} left {name} as it was, though its deadline had passed")
 
-    def _s11(self, folded: Folded, sent: Sent) -> Iterator[Violation]:
-        """A bad record makes one dead letter and changes nothing else."""
+    def _s11(self, event: Event, folded: Folded, sent: Sent) -> Iterator[Violation]:
+        """A record that cannot be taken makes one dead letter and changes nothing else; a timer or a heartbeat of
+        what is no more makes none."""
         self.counts["S11"] += 1
-        if folded.changed or len(folded.outputs) != 1 or sent.dead_letters != 1:
-            yield Violation("S11", f"a bad record made {len(folded.outputs)} records, changed: {folded.changed}")
+        expected = 0 if isinstance(event.message, m.TimerFired | m.StepHeartbeat) else 1
+        letters = sent.dead_letters
+        if isinstance(event.message, m.StepFailed) and event.message.error.kind == "dispatch_failed":
+            expected, letters = len(folded.outputs), letters or -1  # that alone is a reason for one too
+        if folded.changed or not len(folded.outputs) == letters == expected:
+            detail = f"{letters} dead letters of {len(folded.outputs)} records, changed: {folded.changed}"
+            yield Violation("S11", f"{event.label}: {detail}")
+
+    def _defect(
+        self, before: Execution | None, after: Execution | None, folded: Folded, sent: Sent
+    ) -> Iterator[Violation]:
+        """A defect makes one dead letter, and an execution that runs stands still."""
+        self.counts["S11"] += 1
+        runs = before is not None and before.status is ExecutionStatus.RUNNING
+        expected = ExecutionStatus.INCIDENT if runs else before.status if before else None
+        if sent.dead_letters != 1 or folded.changed != runs or (after.status if after else None) is not expected:
+            yield Violation("S11", f"a defect made {sent.dead_letters} dead letters and {shown(after)}")
 
     def _branches(self, after: Execution, sent: Sent) -> Iterator[Violation]:
         """A failed step makes those below it skipped; the execution ends when every branch has, as they did."""
@@ -263,3 +281,10 @@ class Checker:
                 really = {n for n in names if statuses[self.definition.index[n]] is StepStatus.FAILED}
                 if told != really or (not really and value.get("reason") is None):
                     yield Violation("branches", f"failed for {sorted(told)}; what failed is {sorted(really)}")
+
+
+def _is_to_nobody(before: Execution | None, message: m.Event) -> bool:
+    """Whether it speaks to an execution that is not there, or no more."""
+    return (before is None or before.forgotten) and isinstance(
+        message, (*_ANSWERS, m.CancelExecution, m.TimerFired)
+    )

@@ -78,6 +78,8 @@ class Model:
             self.status, self.deadline = ExecutionStatus.RUNNING, at + TIMEOUT_MS
         elif kind in _OVER:
             self.status, self.deadline = _OVER[kind], None
+        elif kind == "ExecutionIncident":  # its deadlines stay, and nobody watches them
+            self.status = ExecutionStatus.INCIDENT
         self.controls += (
             kind == "ExecutionCancelled"
             or (kind == "ExecutionFailed" and told.get("reason") is not None)

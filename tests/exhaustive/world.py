@@ -40,6 +40,7 @@ class Event(NamedTuple):
     at: int
     raw: bytes | None = None
     is_early: bool = False  # of another broker's clock, say: time itself does not pass by it
+    is_defect: bool = False  # the fold of it meets a defect of ours
 
 
 class Situation(NamedTuple):
@@ -127,8 +128,8 @@ def beginning() -> Situation:
     return Situation(None, T0, 0, {})
 
 
-def fold(subject: Subject, here: Situation, record: Fetched) -> Folded:
-    """The production fold of one more record. Raises what it raises."""
+def fold(subject: Subject, here: Situation, record: Fetched, *, is_defect: bool = False) -> Folded:
+    """The production fold of one more record, or of the defect that it meets. Raises what it raises."""
     overlay = _Held(subject.definition, here.state, here.stored)
     state = here.state
     frame = Frame(
@@ -145,7 +146,10 @@ def fold(subject: Subject, here: Situation, record: Fetched) -> Folded:
     folding = _Watched(frame)
     vars(folds)["read"] = _read
     try:
-        folding.record(record)
+        if is_defect:
+            folding.fault(record, "a defect")
+        else:
+            folding.record(record)
     finally:
         vars(folds)["read"] = read
     after = overlay.changed.get(EXECUTION)
