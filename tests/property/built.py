@@ -1,11 +1,11 @@
-"""Values of any type of ours, built from its declared fields: a new field or type is built without being named here."""
+"""Values of any type of ours, built from its declared fields: a new one is built without being named here."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -50,8 +50,9 @@ def named_tuples(module: types.ModuleType) -> list[type[Any]]:
 @cache
 def instances(model: type[BaseModel]) -> st.SearchStrategy[Any]:
     """Any instance of `model` that it takes itself. Raises TypeError for a field that cannot be built."""
-    if model in _SPECIAL:
-        return _SPECIAL[model]()
+    special = _SPECIAL.get(model)
+    if special is not None:
+        return special()
     return st.builds(model.model_validate, _fields(model))
 
 
@@ -158,7 +159,7 @@ def _workflows(draw: st.DrawFn) -> Any:
     return WorkflowDefinition.model_validate(fields | {"steps": steps})
 
 
-_SPECIAL: dict[type[BaseModel], Any] = {
+_SPECIAL: dict[type[BaseModel], Callable[[], st.SearchStrategy[Any]]] = {
     StepDefinition: _steps,
     TriggerDefinition: _triggers,
     WorkflowDefinition: _workflows,

@@ -1,4 +1,4 @@
-"""What is written is what is read: every message, history event, state and definition there is, found by looking."""
+"""What is written is what is read: of every message, history event, state and definition, found by looking."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flowpilot_schemas.ids import TaskId, retry_id, retry_number, root_id
 from flowpilot_schemas.limits import Limits
 from tests.property import built
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=15, deadline=None)
 MODELS = built.models()
 EXECUTIONS = st.uuids().map(str) | st.tuples(st.uuids(), st.integers(1, 999_999)).map(lambda t: f"{t[0]}.{t[1]}")
 
