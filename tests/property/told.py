@@ -32,5 +32,6 @@ class Told:
         assert headers[HEADER_HASH] == chain(before, data)
         ended = [kind for _, _, kind in known if kind in TERMINAL_EVENTS]
         assert not ended or value["type"] in _TELLS, f"{place} goes on after {ended}: {value['type']}"
+        assert value["type"] != "ExecutionIncident", f"a defect of ours: {value['detail']}"
         known.append((data, headers[HEADER_HASH], value["type"]))
         return str(value["execution"]) if value["type"] == "ExecutionStarted" else None
