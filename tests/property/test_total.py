@@ -22,7 +22,8 @@ from tests.unit.engine_world import CHAIN, DIAMOND, Owner, T, World, answer_all,
 THERE = keyed_execution_id("chain", "there")
 OVER = keyed_execution_id("diamond", "over")
 OTHER = keyed_execution_id("chain", "other")
-_EXECUTIONS = st.sampled_from((THERE, THERE, OVER, f"{OVER}.1", keyed_execution_id("chain", "nobody")))
+_NO_IDS = ("", "x", "../../etc", f"{THERE}.0", THERE.upper(), "a/b")
+_EXECUTIONS = st.sampled_from((*(THERE, OVER) * 4, f"{OVER}.1", keyed_execution_id("chain", "nobody"), *_NO_IDS))
 _TASKS = st.builds(
     lambda execution, run, step, attempt: f"{execution}/{run}/{step}/{attempt}",
     _EXECUTIONS,
@@ -83,7 +84,7 @@ def before_it() -> tuple[World, Owner, int]:
 
 
 @given(odd=st.lists(ODD, min_size=1, max_size=12))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_whatever_comes_the_fold_goes_on(odd: list[Odd]) -> None:
     """S11: what cannot be read makes one dead letter and changes nothing; nothing is a defect of ours; the others
     are not touched."""
