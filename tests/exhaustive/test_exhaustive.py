@@ -13,7 +13,7 @@ from tests.exhaustive.explore import INVARIANTS, Bound, explore
 from tests.exhaustive.world import Situation, beginning, fold, key_of, record_of
 
 BOUNDS = [Bound(1, 6), Bound(2, 5, fewest=2), Bound(3, 4, fewest=3), Bound(4, 3, fewest=4)]
-# Two interchangeable steps, with the rare kinds of errors; two of three; and three of which none is another's equal.
+# Two equal steps, with the rare kinds of errors; two of three; and three of which none is another's equal.
 SHAPES = [(2, frozenset()), (3, frozenset({(0, 1), (0, 2)})), (3, frozenset({(0, 1)}))]
 SYMMETRIC = [subject for subject in subjects(3) if subject.shape in SHAPES and "=retry" in subject.name]
 
@@ -43,7 +43,7 @@ def test_situations_that_count_as_one_cannot_be_told_apart() -> None:
     for subject in SYMMETRIC:
         first: dict[tuple[Any, ...], Situation] = {}
         layer = [beginning()]
-        for _ in range(4):
+        for depth in range(4):
             layer, before = [], layer
             for here in before:
                 for there in _next(subject, here):
@@ -53,7 +53,7 @@ def test_situations_that_count_as_one_cannot_be_told_apart() -> None:
                         layer.append(there)
                     elif there.state is not here.state:
                         merged += 1
-                        if merged % 25 == 0:
+                        if depth < 2 or merged % 40 == 0:
                             assert _onward(subject, there) == _onward(subject, first[key]), there.trace()
     assert merged > 500
 
