@@ -53,7 +53,7 @@ def test_situations_that_count_as_one_cannot_be_told_apart() -> None:
                         layer.append(there)
                     elif there.state is not here.state:
                         merged += 1
-                        if depth < 2 or merged % 40 == 0:
+                        if depth < 2 or merged % 12 == 0:
                             assert _onward(subject, there) == _onward(subject, first[key]), there.trace()
     assert merged > 500
 
