@@ -8,7 +8,7 @@ export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch demo test check format bench scale kill-loop clean
+.PHONY: help setup fetch demo test check format bench scale exhaustive kill-loop clean
 
 help:
 	@echo 'Examples'
@@ -26,6 +26,7 @@ help:
 	@echo '  format     let ruff format the code'
 	@echo '  bench      measure throughput and latency (ARGS=… goes to the benchmark)'
 	@echo '  scale      let workers and engines join and leave under load (ARGS=… goes to the run)'
+	@echo '  exhaustive take one execution through everything that can come, up to 7 records (ARGS=… other bounds)'
 	@echo '  kill-loop  kill every role again and again under load (ARGS=… goes to the loop)'
 	@echo '  clean      remove .venv, caches and the local services'"'"' data'
 
@@ -58,6 +59,9 @@ bench: fetch
 
 scale: fetch
 	@$(BIN)/python -m tests.scaling $(ARGS)
+
+exhaustive: setup
+	@$(BIN)/python -m tests.exhaustive $(ARGS)
 
 kill-loop: fetch
 	@$(BIN)/python -m tests.chaos.kill_loop $(ARGS)

@@ -443,7 +443,7 @@ class _Quiet:
 
 def undisturbed(world: World) -> World:
     """The same events folded by one engine without faults."""
-    other = World(world.partitions)
+    other = World(world.partitions, world.definitions.by_hash.values())
     engine = Engine(
         other.events_topic(), _Quiet(other), other.log.reader(), other.definitions, lambda: other.now, other.nonce
     )

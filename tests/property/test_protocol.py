@@ -128,7 +128,7 @@ def history_not_in_the_outbox(patch: Patch) -> None:
     whole = Fold._send_again
 
     def send_again(self: Any, record: Fetched, state: Execution) -> bool:
-        outputs = self._frame.outputs
+        outputs = self.outputs.records
         before = len(outputs)
         found = whole(self, record, state)
         outputs[before:] = [output for output in outputs[before:] if output.record.topic != T.history]
