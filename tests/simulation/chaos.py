@@ -1,0 +1,327 @@
+"""The faults that come by themselves, and the strangers that write to the log: each at its own rate, by chance."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import orjson
+
+from flowpilot.ports.log import Fetched, Record, TopicPartition
+from flowpilot_schemas import messages as m
+from flowpilot_schemas.codec import encode_message
+from tests.simulation.engine_process import EngineProcess
+from tests.simulation.loop import WORLD, Process
+from tests.simulation.workflows import TOPICS
+from tests.simulation.world import Slot, World
+
+_BAD = (
+    None,
+    b"",
+    b"not json",
+    b"\xff\xfe",
+    b"[]",
+    b'{"v":1}',
+    b'{"v":7,"type":"execution.start"}',
+    b'{"type":["list"]}',
+    b'{"type":"execution.start","execution":5}',
+    b'{"type":"step.completed","task_id":"x","output":NaN}',
+    b"[" * 300,
+)
+
+
+class Chaos:
+    """`run` until the world is calm."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._ways: dict[str, Callable[[random.Random], bool]] = {
+            "kill": self._kill,
+            "kill_at_write": self._kill_at_write,
+            "term": self._term,
+            "pause": self._pause,
+            "evict": self._evict,
+            "rebalance": self._rebalance,
+            "leader": self._leader,
+            "compaction": self._compaction,
+            "duplicate": self._duplicate,
+            "bad_event": self._bad_event,
+            "clock_jump": self._clock_jump,
+            "database_away": self._database_away,
+            "database_fail_over": self._database_fail_over,
+        }
+        self._trapped: dict[Process, int] = {}
+        landed = world.broker.on_landed
+
+        def trap(record: Fetched, sender: Process) -> None:
+            landed(record, sender)
+            if sender in self._trapped:
+                self._trapped[sender] -= 1
+                if self._trapped[sender] <= 0:
+                    del self._trapped[sender]
+                    self._end(sender, "kill_at_write")
+
+        world.broker.on_landed = trap
+
+    def begin(self) -> None:
+        """Every kind of fault of this seed at its rate; and those who publish."""
+        for kind, rate in self.world.plan.rates.items():
+            self.world.loop.spawn(WORLD, self._again_and_again(kind, rate))
+        self.world.loop.spawn(WORLD, self._publish())
+
+    async def _again_and_again(self, kind: str, rate: float) -> None:
+        chance = self.world.chance(f"fault/{kind}")
+        while True:
+            await asyncio.sleep(chance.expovariate(rate))
+            if self.world.calm:
+                return
+            for _ in range(5):
+                if self._ways[kind](chance):
+                    break
+                await asyncio.sleep(0.05)
+
+    def _alive(self) -> list[Slot]:
+        return [slot for slot in self.world.slots if slot.process is not None and not slot.process.paused]
+
+    def _any(self, chance: random.Random) -> Slot | None:
+        """A process; engines more often than others."""
+        found = self._alive()
+        engines = [slot for slot in found if slot.role == "engine"]
+        if engines and chance.random() < 0.5:
+            return chance.choice(engines)
+        return chance.choice(found) if found else None
+
+    # ---- processes
+
+    def _end(self, process: Process, kind: str) -> None:
+        for slot in self.world.slots:
+            if slot.process is process and not process.dead:
+                self.world.fault(kind, process.name)
+                self.world.lose(slot, process)
+
+    def _kill(self, chance: random.Random) -> bool:
+        slot = self._any(chance)
+        if slot is None or slot.process is None:
+            return False
+        self._end(slot.process, "kill")
+        return True
+
+    def _kill_at_write(self, chance: random.Random) -> bool:
+        """It will die right after one of its next records has landed, whatever it does then."""
+        slot = self._any(chance)
+        if slot is None or slot.process is None:
+            return False
+        self._trapped[slot.process] = chance.choice((1, 1, 2, 3, 5))
+        return True
+
+    def _term(self, chance: random.Random) -> bool:
+        slot = self._any(chance)
+        if slot is None or slot.process is None or slot.body is None:
+            return False
+        self.world.fault("term", slot.process.name)
+        self.world.loop.call_soon(slot.body.stop)
+        return True
+
+    def _pause(self, chance: random.Random) -> bool:
+        slot, plan = self._any(chance), self.world.plan
+        if slot is None or slot.process is None:
+            return False
+        process, seconds = slot.process, plan.session * chance.choice((0.3, 0.7, 1.3, 2.5))
+        self.world.fault("pause", f"{process.name} for {seconds:.1f} s")
+        self.world.loop.pause(process)
+        self.world.loop.later(seconds, self.world.loop.resume, process)
+        return True
+
+    def _evict(self, chance: random.Random) -> bool:
+        world = self.world
+        if chance.random() < 0.5:
+            members = [m for m in world.engine_group.members if not m.process.dead]
+            if not members:
+                return False
+            member = chance.choice(members)
+            world.fault("evict", member.process.name)
+            world.engine_group.evict(member)
+            return True
+        group = chance.choice(world.groups)
+        found = [member for member in group.members if not member.process.dead]  # type: ignore[attr-defined]
+        if not found:
+            return False
+        chosen = chance.choice(found)
+        world.fault("evict", f"{chosen.process} from {group.name}")  # type: ignore[attr-defined]
+        group.evict(chosen)  # type: ignore[arg-type]
+        return True
+
+    def _rebalance(self, chance: random.Random) -> bool:
+        world = self.world
+        if chance.random() < 0.5 and world.engine_group.members:
+            world.fault("rebalance", "engines")
+            world.engine_group.rebalance()
+            return True
+        group = chance.choice(world.groups)
+        moved = group.move()
+        if moved:
+            world.fault("rebalance", group.name)
+        return moved
+
+    def _clock_jump(self, chance: random.Random) -> bool:
+        slot = self._any(chance)
+        if slot is None or slot.process is None:
+            return False
+        seconds = chance.choice((-5.0, -1.0, 1.0, 5.0))
+        self.world.fault("clock_jump", f"{slot.process.name} by {seconds} s")
+        slot.process.skew += seconds
+        return True
+
+    # ---- the log and the database
+
+    def _leader(self, chance: random.Random) -> bool:
+        world = self.world
+        topics = sorted(world.log._topics)
+        topic = chance.choice(topics)
+        partition = chance.randrange(world.log.partitions(topic))
+        seconds = chance.choice((0.2, 1.0, 1.0, 3.0, 6.0))
+        world.fault("leader", f"{topic}/{partition} for {seconds} s")
+        world.broker.take_down((topic, partition), seconds)
+        return True
+
+    def _compaction(self, chance: random.Random) -> bool:
+        """Never before its owner has seen and answered what is there (design, section 6, rule 8)."""
+        world, topics = self.world, self.world.topics
+        owners: set[Process] = set()
+        for partition in range(world.plan.partitions):
+            member = world.engine_group.owner.get(partition)
+            body = next((s.body for s in world.slots if member and s.process is member.process), None)
+            if member is None or not isinstance(body, EngineProcess) or member.process.paused:
+                return False
+            executions = body.executions
+            _, end = world.log.bounds(topics.changelog, partition)
+            known = partition in executions.engine.live() and executions.serving  # type: ignore[attr-defined]
+            if not known or executions._turn.locked():
+                return False
+            if executions.engine.table(partition).next_changelog_offset != end:
+                return False
+            owners.add(member.process)
+        engines = {p for p in world.processes if p.role == "engine" and not p.dead}
+        quiet = not world.broker.ghosts and engines == owners
+        world.fault("compaction", f"tombstones too: {quiet}")
+        world.log.compact(topics.changelog, tombstones=quiet)
+        if chance.random() < 0.5:
+            world.log.compact(topics.definitions)
+        return True
+
+    def _database_away(self, chance: random.Random) -> bool:
+        self.world.fault("database_away")
+        self.world.database.go_away(chance.choice((0.3, 1.5, 5.0)))
+        return True
+
+    def _database_fail_over(self, chance: random.Random) -> bool:
+        lost = chance.choice((0, 1, 2, 5))
+        self.world.fault("database_fail_over", f"{lost} transactions are lost")
+        self.world.database.fail_over(lost, chance.choice((0.0, 0.5, 2.0)))
+        return True
+
+    # ---- strangers
+
+    def _duplicate(self, chance: random.Random) -> bool:
+        """Somebody sends a record again."""
+        world, topics = self.world, self.world.topics
+        topic = chance.choice((topics.events, topics.events, topics.steps("q1"), topics.control))
+        found = world.log.records(topic)
+        if not found:
+            return False
+        record = chance.choice(found[-30:])
+        world.fault("duplicate", f"{topic}/{record.partition}/{record.offset}")
+        again = Record(topic, record.key, record.value, record.partition, record.headers)
+        partition, offset = world.broker.append(again, WORLD)[:2]
+        if topic == topics.events and (record.partition, record.offset) in world.bad_events:
+            world.bad_events.append((partition, offset))
+        return True
+
+    def _bad_event(self, chance: random.Random) -> bool:
+        world, topics = self.world, self.world.topics
+        kind = chance.random()
+        if kind < 0.6:
+            partition = chance.randrange(world.plan.partitions)
+            record = Record(topics.events, b"k", chance.choice(_BAD), partition)
+            world.fault("bad_event")
+            delivery = world.broker.append(record, WORLD)
+            world.bad_events.append((partition, delivery.offset))
+        elif kind < 0.75:
+            world.fault("bad_event", "a step message")
+            value = chance.choice((b"{}", b'{"v":1,"type":"step.ready"}', b"x", None))
+            world.strays.add((b"stray", value))
+            partition = chance.randrange(world.plan.step_partitions)
+            world.broker.append(Record(topics.steps("q1"), b"stray", value, partition), WORLD)
+        else:
+            return self._wrong_answer(chance)
+        return True
+
+    def _wrong_answer(self, chance: random.Random) -> bool:
+        """An answer of an attempt that was never sent, of another run, or to another partition."""
+        world, topics = self.world, self.world.topics
+        found = [record for record in world.log.records(topics.steps("q1")) if record.key != b"stray"]
+        if not found:
+            return False
+        step = orjson.loads(chance.choice(found).value or b"{}")
+        execution, run, name, attempt = step["task_id"].split("/")
+        task = chance.choice(
+            (
+                f"{execution}/{run}/{name}/{int(attempt) + 1}",
+                f"{execution}/{int(run) + 1}/{name}/{attempt}",
+                f"{execution}/{run}/other/{attempt}",
+                step["task_id"],
+            )
+        )
+        world.fault("bad_event", f"a wrong answer: {task}")
+        answer = m.StepFailed(task_id=task, error=m.StepError(kind="Wrong"))
+        partition = step["reply"]["partition"]
+        if chance.random() < 0.3:
+            partition = chance.randrange(world.plan.partitions)
+        key = execution.partition(".")[0].encode()
+        world.broker.append(Record(topics.events, key, encode_message(answer), partition), WORLD)
+        return True
+
+    async def _publish(self) -> None:
+        """Users' systems: one record after another on the trigger topics."""
+        world, chance = self.world, self.world.chance("publisher")
+        pause = world.plan.length * 0.8 / world.plan.executions
+        for _ in range(world.plan.executions):
+            await asyncio.sleep(pause * 2 * chance.random())
+            if world.calm:
+                return
+            topic, value, headers = _record(world, chance)
+            key = f"k{chance.randrange(4)}".encode()
+            partition = chance.randrange(world.log.partitions(topic))
+            world.broker.append(Record(topic, key, value, partition, headers), WORLD)
+
+
+def _record(world: World, chance: random.Random) -> tuple[str, bytes | None, tuple[tuple[str, bytes], ...]]:
+    order = {"id": f"p{chance.randrange(5)}", "n": chance.randrange(3), "text": "z" * chance.choice((0, 0, 0, 700))}
+    kind = chance.random()
+    topics = [trigger.topic for w in world.workflows for trigger in w.definition.triggers] or list(TOPICS)
+    topic = chance.choice(topics)
+    if kind < 0.15:
+        named = {"v": 1, "workflow": chance.choice(world.workflows).name, "input": order}
+        if chance.random() < 0.5:
+            named["key"] = order["id"]
+        if chance.random() < 0.15:
+            named["workflow"] = "nobody"
+        return world.topics.triggers, orjson.dumps(named), ()
+    if kind < 0.3:
+        headers = (
+            ("ce_specversion", b"1.0"),
+            ("ce_type", b"ordered"),
+            ("ce_source", b"/shop"),
+            ("ce_id", str(chance.randrange(4)).encode()),
+            ("content-type", b"application/json"),
+        )
+        return topic, orjson.dumps(order), headers
+    if kind < 0.36:
+        return topic, None, ()
+    if kind < 0.44:
+        return topic, chance.choice((b"", b"{", b"[1]", b'{"id":7}', b'{"n":"x"}', b"\xff")), ()
+    return topic, orjson.dumps(order), ()
+
+
+__all__ = ["Chaos", "TopicPartition"]
