@@ -199,6 +199,7 @@ class Loop(asyncio.BaseEventLoop):
                 if not task.done():
                     _close(task.get_coro())
             process.tasks.clear()
+        WORLD.dead = False
         self.close()
 
 
