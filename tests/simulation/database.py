@@ -132,6 +132,8 @@ class Database:
         self.tables = Tables()
         self._journal: list[_Transaction] = []
         self._away_until = 0.0
+        self.servers = 1
+        """Counts fail-overs: a connection to the server before is broken."""
         self.on_written: Callable[[Process, Batch], None] = lambda process, batch: None
 
     @property
@@ -146,6 +148,7 @@ class Database:
         """A standby takes over that has not got the last transactions: they are gone, rows and positions."""
         kept = self._journal[: max(0, len(self._journal) - lost)]
         self.tables, self._journal = Tables(), []
+        self.servers += 1
         for transaction in kept:
             self.transact(transaction)
         self.go_away(seconds)
@@ -162,6 +165,7 @@ class SimAuditStore:
     def __init__(self, database: Database) -> None:
         self._database, self._broker = database, database.broker
         self._process = PROCESS.get()
+        self._server = database.servers
 
     async def positions(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
         """See the port."""
@@ -202,7 +206,8 @@ class SimAuditStore:
             broker.on_fault("unknown_transaction", f"{self._process}")
 
         def serve() -> None:
-            if self._database.is_away or (unknown and chance.random() < 0.5):
+            broken, self._server = self._server != self._database.servers, self._database.servers
+            if broken or self._database.is_away or (unknown and chance.random() < 0.5):
                 _answer(answered, None, StoreUnavailable("the connection was lost"))
                 return
             try:

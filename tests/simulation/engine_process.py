@@ -92,7 +92,7 @@ class EngineProcess:
             had -= set(assignment.partitions)
             await self.executions.revoke(sorted(had))
             had = set(assignment.partitions)
-            recovering = asyncio.ensure_future(self._recover(assignment))
+            recovering = asyncio.ensure_future(self._recover(assignment, self.executions.assignment))
             await self._member.asked.wait()
             await self._give_back()
             del recovering  # it sees that the assignment changed
@@ -111,8 +111,10 @@ class EngineProcess:
         while not self._inbox.empty():
             self._inbox.get_nowait()
 
-    async def _recover(self, assignment: Assignment) -> None:
-        executions, under = self.executions, self.executions.assignment
+    async def _recover(self, assignment: Assignment, under: int) -> None:
+        executions = self.executions
+        if executions.assignment != under:
+            return
         for partition in assignment.partitions:
             if not await self._load(partition, under):
                 return

@@ -23,6 +23,8 @@ class SimGroup(Group):
     def __init__(self, broker: Broker, name: str, on_commit: Committed) -> None:
         super().__init__(broker.log)
         self.name, self.broker, self.on_commit = name, broker, on_commit
+        self.believed: dict[TopicPartition, int] = {}
+        """What members take for committed: a commit that went nowhere may not be made again while nothing comes."""
 
     def evict(self, member: SimConsumer) -> None:
         """Take a member for lost: it hears of it with its next heartbeat."""
@@ -133,7 +135,8 @@ class SimConsumer(MemoryConsumer):
         mine = {tp: offset for tp, offset in positions.items() if self._sim.owner.get(tp) is self}
         if chance.random() < broker.plan.lost_commits:
             broker.on_fault("lost_commit", f"{self.process} in {self._sim.name}")
-            if chance.random() < 0.5:
+            if chance.random() < 0.5:  # between two generations: no error, and nothing done
+                self._sim.believed.update(mine)
                 return
             if chance.random() < 0.5:
                 raise LogUnavailable("the coordinator did not answer")

@@ -278,11 +278,12 @@ class World:
             if self.online.positions.get((workflow, topic, partition), 0) < end:
                 found.append(f"{workflow} on {topic}/{partition}")
         for queue in sorted({queue for w in self.workflows for queue in w.definition.queues} - {"nowhere"}):
-            committed = self.group(topics.worker_group(queue)).committed
+            group = self.group(topics.worker_group(queue))
             for partition in range(log.partitions(topics.steps(queue))):
                 tp = TopicPartition(topics.steps(queue), partition)
-                if committed.get(tp, 0) < log.bounds(*tp)[1]:
-                    found.append(f"{tp.topic}/{partition}: {committed.get(tp, 0)} of {log.bounds(*tp)[1]}")
+                at, end = max(group.committed.get(tp, 0), group.believed.get(tp, 0)), log.bounds(*tp)[1]
+                if at < end:
+                    found.append(f"{tp.topic}/{partition}: {at} of {end}")
         for name in (topics.history, topics.dead_letters, topics.definitions, topics.fates):
             for partition in range(log.partitions(name)):
                 tp = TopicPartition(name, partition)
