@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch demo test check format bench scale kill-loop clean
+.PHONY: help setup fetch demo test simulate check format bench scale kill-loop clean
 
 help:
 	@echo 'Examples'
@@ -20,6 +20,7 @@ help:
 	@echo '  fetch      download Kafka ahead of time'
 	@echo '  demo       run the demo'
 	@echo '  test       run the tests (ARGS=… goes to pytest)'
+	@echo '  simulate   the whole pipeline under faults, seed by seed (SEEDS=1000; ARGS="--seed 17" does one again)'
 	@echo '  check      ruff, mypy, import rules'
 	@echo '  format     let ruff format the code'
 	@echo '  bench      measure throughput and latency (ARGS=… goes to the benchmark)'
@@ -40,6 +41,9 @@ demo: fetch
 
 test: fetch
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+simulate: setup
+	@PYTHONPATH=.:agents:schemas $(BIN)/python -m tests.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

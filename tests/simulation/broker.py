@@ -64,6 +64,7 @@ class Broker:
         self._down: dict[Place, float] = {}
         self._spread = 0
         self.on_landed: Callable[[Fetched, Process], None] = lambda record, sender: None
+        self.on_sending: Callable[[Process, Place], None] = lambda sender, place: None
         self.on_fault: Callable[[str, str], None] = lambda kind, detail: None
         self.ghosts = 0
         """Chunks of dead or paused processes that are still on their way."""
@@ -161,6 +162,7 @@ class SimProducer:
             chunk = _Chunk(sending, part, at)
             lane.chunks.append(chunk)
             self._loop.later(at - self._loop.time(), self._due, lane, chunk)
+        self._broker.on_sending(self._process, lane.place)
 
     def _due(self, lane: _Lane, chunk: _Chunk) -> None:
         """The chunk is at the broker: it lands, unless the partition has no leader now."""
@@ -231,14 +233,14 @@ class SimProducer:
             if not lane.chunks:
                 continue
             chunks = list(lane.chunks)
-            sent = chance.randint(0, len(chunks)) if chance.random() < 0.5 else len(chunks)
+            sent = chance.randint(0, len(chunks)) if chance.random() < 0.4 else len(chunks)
             if dead:
                 for chunk in chunks[sent:]:
                     lane.chunks.remove(chunk)
                 self._broker.ghosts += len(lane.chunks)
-                if plan.ghosts and lane.chunks and chance.random() < 0.6:
+                if plan.ghosts and lane.chunks and chance.random() < 0.8:
                     self._broker.on_fault("ghost", f"{self._process}: {lane.place[0]}/{lane.place[1]}")
-                    self._delay(lane, plan.ghosts * chance.random())
+                    self._delay(lane, plan.ghosts * plan.session * chance.random())
             else:
                 for chunk in chunks[sent:]:
                     chunk.withheld = True

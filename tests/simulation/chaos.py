@@ -39,6 +39,8 @@ class Chaos:
         self._ways: dict[str, Callable[[random.Random], bool]] = {
             "kill": self._kill,
             "kill_at_write": self._kill_at_write,
+            "kill_in_flight": lambda chance: self._in_flight(chance, "kill_in_flight"),
+            "pause_in_flight": lambda chance: self._in_flight(chance, "pause_in_flight"),
             "term": self._term,
             "pause": self._pause,
             "evict": self._evict,
@@ -56,6 +58,9 @@ class Chaos:
 
         def trap(record: Fetched, sender: Process) -> None:
             landed(record, sender)
+            late = sender.role == "engine" and not self._owns(sender, record.partition)
+            if late and record.topic == world.topics.changelog and not world.calm:
+                world.loop.spawn(WORLD, self._after_a_ghost(record.partition))
             if sender in self._trapped:
                 self._trapped[sender] -= 1
                 if self._trapped[sender] <= 0:
@@ -63,6 +68,8 @@ class Chaos:
                     self._end(sender, "kill_at_write")
 
         world.broker.on_landed = trap
+        self._sending: dict[Process, tuple[int, str]] = {}
+        world.broker.on_sending = self._sends
 
     def begin(self) -> None:
         """Every kind of fault of this seed at its rate; and those who publish."""
@@ -84,11 +91,11 @@ class Chaos:
     def _alive(self) -> list[Slot]:
         return [slot for slot in self.world.slots if slot.process is not None and not slot.process.paused]
 
-    def _any(self, chance: random.Random) -> Slot | None:
-        """A process; engines more often than others."""
+    def _any(self, chance: random.Random, share: float = 0.5) -> Slot | None:
+        """A process; so often an engine at least."""
         found = self._alive()
         engines = [slot for slot in found if slot.role == "engine"]
-        if engines and chance.random() < 0.5:
+        if engines and chance.random() < share:
             return chance.choice(engines)
         return chance.choice(found) if found else None
 
@@ -115,6 +122,55 @@ class Chaos:
         self._trapped[slot.process] = chance.choice((1, 1, 2, 3, 5))
         return True
 
+    def _owns(self, process: Process, partition: int) -> bool:
+        owner = self.world.engine_group.owner.get(partition)
+        return owner is not None and owner.process is process
+
+    async def _after_a_ghost(self, partition: int) -> None:
+        """A record of an earlier owner's has landed: what its successor does about it is seen by the one after that."""
+        chance = self.world.chance("fault/ghost")
+        if chance.random() < 0.3:
+            return
+        if chance.random() < 0.5 and "compaction" in self.world.plan.kinds:
+            for _ in range(12):
+                await asyncio.sleep(0.5 * chance.random())
+                if self.world.calm or self._compaction(chance):
+                    break
+        owner = self.world.engine_group.owner.get(partition)
+        if owner is not None and not self.world.calm:
+            self._end(owner.process, "kill")
+
+    def _in_flight(self, chance: random.Random, kind: str) -> bool:
+        """It will die, or stand still, while some of what it writes is on its way; an engine, of its state."""
+        slot = self._any(chance, 0.7)
+        if slot is None or slot.process is None:
+            return False
+        self._sending[slot.process] = (chance.choice((1, 1, 2, 4)), kind)
+        return True
+
+    def _sends(self, sender: Process, place: tuple[str, int]) -> None:
+        if sender not in self._sending or (sender.role == "engine" and place[0] != self.world.topics.changelog):
+            return
+        left, kind = self._sending[sender]
+        self._sending[sender] = (left - 1, kind)
+        if left > 1 or self.world.calm:
+            return
+        del self._sending[sender]
+        chance, loop = self.world.chance(f"fault/{kind}"), self.world.loop
+        # A moment later: a part of it may have landed.
+        delay = self.world.plan.latency * chance.choice((0.0, 0.3, 0.8))
+        if kind == "kill_in_flight":
+            loop.later(delay, self._end, sender, kind)
+        else:
+            loop.later(delay, self._stand_still, sender, self.world.plan.session * chance.uniform(0.5, 3.0), kind)
+
+    def _stand_still(self, process: Process, seconds: float, kind: str) -> None:
+        if process.dead or process.paused or self.world.calm:
+            return
+        self.world.fault(kind, f"{process.name} for {seconds:.1f} s")
+        self.world.loop.pause(process)
+        self.world.loop.later(seconds, self.world.loop.resume, process)
+
     def _term(self, chance: random.Random) -> bool:
         slot = self._any(chance)
         if slot is None or slot.process is None or slot.body is None:
@@ -127,10 +183,7 @@ class Chaos:
         slot, plan = self._any(chance), self.world.plan
         if slot is None or slot.process is None:
             return False
-        process, seconds = slot.process, plan.session * chance.choice((0.3, 0.7, 1.3, 2.5))
-        self.world.fault("pause", f"{process.name} for {seconds:.1f} s")
-        self.world.loop.pause(process)
-        self.world.loop.later(seconds, self.world.loop.resume, process)
+        self._stand_still(slot.process, plan.session * chance.choice((0.3, 0.7, 1.3, 2.5)), "pause")
         return True
 
     def _evict(self, chance: random.Random) -> bool:

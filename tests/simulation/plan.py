@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 
 TIMED = {
     "kill": 0.25,
-    "kill_at_write": 0.35,
+    "kill_at_write": 0.3,
+    "kill_in_flight": 0.3,
+    "pause_in_flight": 0.2,
     "term": 0.12,
     "pause": 0.25,
     "evict": 0.2,
@@ -43,6 +45,8 @@ STEADY = (
 """Faults that are a property of the seed's world."""
 
 KINDS = (*TIMED, *STEADY)
+# What matters most is drawn more often than its turn.
+_MORE = {"ghost": 0.2, "kill_in_flight": 0.2, "split": 0.1}
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,10 @@ def draw(seed: int, changes: Changes | None = None, *, pool: int) -> Plan:
     changes = changes or Changes()
     chance = random.Random(f"plan/{seed}")
     plan = Plan(seed)
-    share = chance.choice((0.0, 0.3, 0.3, 0.5, 0.5, 0.8))
-    kinds = {kind for kind in KINDS if random.Random(f"{seed}/{kind}").random() < share}
+    share = chance.choice((0.0, 0.3, 0.3, 0.3, 0.5, 0.5, 0.5, 0.5, 0.8, 0.8))
+    kinds = {kind for kind in KINDS if random.Random(f"{seed}/{kind}").random() < share + _MORE.get(kind, 0.0)}
+    if not share:
+        kinds = set()
     if changes.only is not None:
         kinds = set(changes.only)
     plan.kinds = frozenset(kinds - changes.without)
@@ -182,8 +188,8 @@ def _draw_faults(plan: Plan, intensity: float) -> None:
 
     plan.rates = {kind: rate * intensity for kind, rate in TIMED.items() if kind in kinds}
     plan.unknown_acks = one_of("unknown_ack", (0.01, 0.03, 0.08))
-    plan.ghosts = one_of("ghost", (0.5, 2.0, 5.0))
-    plan.splits = one_of("split", (0.3, 0.8))
+    plan.ghosts = one_of("ghost", (0.5, 1.5, 2.0, 3.0))
+    plan.splits = one_of("split", (0.3, 0.8)) or 0.1
     plan.lost_commits = one_of("lost_commit", (0.05, 0.3))
     plan.unknown_transactions = one_of("unknown_transaction", (0.05, 0.2))
     plan.stale_answers = one_of("stale_answer", (0.1, 0.4))
