@@ -268,7 +268,7 @@ class Fold:
                 self._send_again(record, owing)
         bound = min(message.before, record.timestamp)
         # The index is of the table; what this batch changed is looked at too: its borders decide nothing.
-        for execution in {*self._frame.forgettable(bound), *self._overlay.changed}:
+        for execution in dict.fromkeys((*self._frame.forgettable(bound), *self._overlay.changed)):
             state = self._overlay.state(execution)
             if state is None or record.offset <= state.src or state.forget_at is None or state.forget_at > bound:
                 continue

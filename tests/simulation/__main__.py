@@ -1,4 +1,4 @@
-"""`python -m tests.simulation`: many seeds on all cores, or one seed again. Exit code 1 if an invariant was broken."""
+"""Many seeds on all cores, or one seed again. The exit code is 1 if an invariant was broken."""
 
 from __future__ import annotations
 

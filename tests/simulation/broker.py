@@ -155,7 +155,6 @@ class SimProducer:
             if size > 1 and chance.random() < plan.splits:
                 size = chance.randint(1, size)
             part, items = items[:size], items[size:]
-            record = part[0][1]
             part = [(index, record._replace(partition=lane.place[1])) for index, record in part]
             at = max(lane.free_at, self._loop.time() + self._broker.latency())
             lane.free_at = at

@@ -127,7 +127,7 @@ class Chaos:
         return owner is not None and owner.process is process
 
     async def _after_a_ghost(self, partition: int) -> None:
-        """A record of an earlier owner's has landed: what its successor does about it is seen by the one after that."""
+        """A record of an earlier owner has landed. What the owner does about it is seen by the one after it."""
         chance = self.world.chance("fault/ghost")
         if chance.random() < 0.3:
             return

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Run = tuple[str, int]
 _ENDS = {"ExecutionCompleted", "ExecutionFailed", "ExecutionCancelled", "StartRefused"}
+_OF_AN_ATTEMPT = ("StepStarted", "StepCompleted", "StepTimedOut", "StepRetryScheduled")
 _AFTERWARDS = {
     *("StartDeduplicated", "KeyConflict", "CompletionIgnored", "CancelIgnored"),
     *("RetryRefused", "RetryRequested", "DispatchFailed"),
@@ -159,9 +160,8 @@ def s5_attempts(e: Evidence) -> Iterator[str]:
                 if attempt - current.get(step, 0) not in (0, 1) or attempt > limit:
                     yield f"{run}: attempt {attempt} of {step} after {current.get(step, 0)}, of {limit}"
                 current[step] = attempt
-            elif kind in ("StepStarted", "StepCompleted", "StepTimedOut", "StepRetryScheduled"):
-                if attempt != current.get(step):
-                    yield f"{run}: {kind} of attempt {attempt} of {step}, whose attempt is {current.get(step)}"
+            elif kind in _OF_AN_ATTEMPT and attempt != current.get(step):
+                yield f"{run}: {kind} of attempt {attempt} of {step}, whose attempt is {current.get(step)}"
             if kind in ("StepCompleted", "StepFailed", "StepSkipped", "StepCancelled"):
                 if step in ended:
                     yield f"{run}: {step} ended twice"
@@ -198,9 +198,10 @@ def s7_the_audit(e: Evidence) -> Iterator[str]:
     yield from (f"dead letter {letter} is not stored" for letter in sorted(letters - kept))
     for run, row in tables.executions.items():
         state = e.online.state(_home(e, run[0]), run[0])
-        if state is not None and state.run == run[1] and not state.forgotten and not state.refused:
-            if row["status"] != state.status.value:
-                yield f"{run} is {row['status']} in the database and {state.status.value} in the table"
+        if state is None or state.run != run[1] or state.forgotten or state.refused:
+            continue
+        if row["status"] != state.status.value:
+            yield f"{run} is {row['status']} in the database and {state.status.value} in the table"
 
 
 def s10_deadlines(e: Evidence) -> Iterator[str]:
@@ -258,7 +259,7 @@ def r2_outputs_before_the_commit(e: Evidence) -> Iterator[str]:
         begin = done.get(partition, 0)
         for offset, output in said.get(partition, ()):
             if begin <= offset < end and e.online.first.get(output, landed + 1) > landed:
-                yield f"offset {end} of partition {partition} was committed before {output[0]} had what {offset} says"
+                yield f"{partition}/{end} was committed before {output[0]} had what offset {offset} says"
         done[partition] = max(begin, end)
 
 

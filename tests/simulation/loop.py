@@ -208,5 +208,5 @@ def _close(coroutine: Any) -> None:
         try:
             coroutine.close()
             return
-        except BaseException:  # noqa: BLE001, S112 - a `finally` that awaits again, or finds no loop
+        except BaseException:  # noqa: BLE001 - a `finally` that awaits again, or finds no loop
             continue

@@ -6,12 +6,11 @@ from collections.abc import Collection, Coroutine, Iterable, Sequence
 from typing import Any
 
 from flowpilot.core.render import is_over
-from flowpilot.core.state import encode_execution
+from flowpilot.core.state import decode_execution, encode_execution
 from flowpilot.engine.claim import EventsTopic
 from flowpilot.engine.engine import DefinitionSource, Engine
 from flowpilot.engine.keys import is_state
 from flowpilot.engine.table import WATERMARK_KEY, PartitionTable
-from flowpilot.core.state import decode_execution
 from flowpilot.ports.log import Delivery, Fetched, Record
 from tests.simulation.broker import Broker
 

@@ -26,7 +26,7 @@ def test_whatever_happens_the_invariants_hold(first: int) -> None:
 
 
 def test_a_seed_gives_the_same_trace_in_any_process() -> None:
-    seeds = (3, 5, 7, 8)
+    seeds = (5, 107, 109, 111)
     script = f"from tests.simulation.simulate import run; print([run(s).trace_hash for s in {seeds}])"
     found = set()
     for hash_seed in ("0", "1", "4711"):

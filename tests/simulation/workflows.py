@@ -109,7 +109,9 @@ def _workflow(number: int) -> Workflow:
         input=Order,
         triggers=triggers,
         queue=chance.choice(("q1", "q1", "q2")),
-        retry=Retry(max_attempts=chance.choice((1, 2, 3)), initial=chance.choice(("100ms", "500ms")), max_interval="2s"),
+        retry=Retry(
+            max_attempts=chance.choice((1, 2, 3)), initial=chance.choice(("100ms", "500ms")), max_interval="2s"
+        ),
         timeout=chance.choice((None, None, None, "20s", "60s")),
         dedupe_window=chance.choice(("2s", "1h", "1h")),
         retry_window=chance.choice(("3s", "1h", "1h")),

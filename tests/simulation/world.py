@@ -241,7 +241,9 @@ class World:
         error = done.exception() if not done.cancelled() else None
         if error is not None and not isinstance(error, Ended | LogUnavailable):
             known = isinstance(error, FlowPilotError)
-            self.report("crash", f"{process.name} {'stopped' if known else 'raised'}: {type(error).__name__}: {error}")
+            self.report(
+                "crash", f"{process.name} {'stopped' if known else 'raised'}: {type(error).__name__}: {error}"
+            )
         self.note(f"{process.name} is gone{'' if error is None else ': ' + repr(error)[:200]}")
         self.lose(slot, process)
 
