@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from tests.simulation.many import of_many
 from tests.simulation.plan import KINDS, Changes
 from tests.simulation.shrink import shrink
 from tests.simulation.simulate import Verdict, run
 
-_AT_ONCE = 10
 _LAST_LINES = 60
 # Kinds that show only through others: they are counted where they are drawn.
 _DRAWN = {"split", "stale_answer", "slow_network", "skewed_clocks", "leader_clocks", "oversize", "giving_up"}
@@ -86,22 +85,6 @@ def describe(verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
-def _some(job: tuple[int, int, Changes]) -> list[Verdict]:
-    first, count, changes = job
-    found = []
-    for seed in range(first, first + count):
-        verdict = run(seed, changes)
-        if not verdict.violations:
-            verdict.trace = []
-        found.append(verdict)
-    return found
-
-
-def _jobs(first: int, seeds: int, changes: Changes) -> Iterator[tuple[int, int, Changes]]:
-    for start in range(first, first + seeds, _AT_ONCE):
-        yield start, min(_AT_ONCE, first + seeds - start), changes
-
-
 def _many(first: int, seeds: int, changes: Changes, processes: int) -> int:
     began, done = time.monotonic(), 0
     faults: Counter[str] = Counter()
@@ -109,21 +92,20 @@ def _many(first: int, seeds: int, changes: Changes, processes: int) -> int:
     simulated = cpu = longest = 0.0
     slowest = first
     failing: list[Verdict] = []
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for verdicts in pool.imap_unordered(_some, _jobs(first, seeds, changes)):
-            for verdict in verdicts:
-                done += 1
-                faults.update(verdict.faults)
-                faults.update(kind for kind in verdict.plan.kinds if kind in _DRAWN)
-                executions, events = executions + verdict.executions, events + verdict.events
-                simulated, cpu = simulated + verdict.simulated, cpu + verdict.cpu
-                if verdict.took > longest and not verdict.violations:
-                    longest, slowest = verdict.took, verdict.seed
-                if verdict.violations:
-                    failing.append(verdict)
-                    _clear()
-                    print(f"seed {verdict.seed}: {verdict.violations[0]}", flush=True)
-            _progress(done, seeds, began, len(failing))
+    for verdicts in of_many(first, seeds, changes, processes):
+        for verdict in verdicts:
+            done += 1
+            faults.update(verdict.faults)
+            faults.update(kind for kind in verdict.plan.kinds if kind in _DRAWN)
+            executions, events = executions + verdict.executions, events + verdict.events
+            simulated, cpu = simulated + verdict.simulated, cpu + verdict.cpu
+            if verdict.took > longest and not verdict.violations:
+                longest, slowest = verdict.took, verdict.seed
+            if verdict.violations:
+                failing.append(verdict)
+                _clear()
+                print(f"seed {verdict.seed}: {verdict.violations[0]}", flush=True)
+        _progress(done, seeds, began, len(failing))
     took = time.monotonic() - began
     _clear()
     print(f"{done} seeds in {took:.0f} s, {done * 60 / took:.0f} a minute, {cpu / max(done, 1):.2f} s of CPU each")
