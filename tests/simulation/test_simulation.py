@@ -1,4 +1,4 @@
-"""Some seeds of the simulation in every run of the tests; and that it is what it says it is."""
+"""The simulation is what it says it is: repeatable, without faults quiet, its findings small."""
 
 from __future__ import annotations
 
@@ -9,20 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.__main__ import describe, main
+from tests.simulation.__main__ import main
 from tests.simulation.plan import Changes
 from tests.simulation.shrink import shrink
 from tests.simulation.simulate import run
 
-SEEDS = 200
-_AT_ONCE = 10
 _ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize("first", range(0, SEEDS, _AT_ONCE))
-def test_whatever_happens_the_invariants_hold(first: int) -> None:
-    verdicts = [run(seed) for seed in range(first, first + _AT_ONCE)]
-    assert not [describe(verdict) for verdict in verdicts if verdict.violations]
 
 
 def test_a_seed_gives_the_same_trace_in_any_process() -> None:
