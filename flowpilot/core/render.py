@@ -297,7 +297,7 @@ class _Run:
 
 
 def _wanted_for(step: StepDefinition) -> int:
-    """How long, in ms, a worker may still begin a step: where nobody gives the wait up, as long as Kafka keeps it."""
+    """How long, in ms, a worker may begin a step: where nobody gives the wait up, as long as Kafka keeps it."""
     return STEP_RETENTION if step.on_schedule_to_start == "record" else step.schedule_to_start_ms
 
 

@@ -142,4 +142,5 @@ class Topics:
 
     def step_topic(self, queue: str, partitions: int) -> Topic:
         """The declaration of a queue's worker topic."""
-        return Topic(self.steps(queue), partitions, "delete", STEP_RETENTION, {"max.message.bytes": str(LARGE_MESSAGE)})
+        extra = {"max.message.bytes": str(LARGE_MESSAGE)}
+        return Topic(self.steps(queue), partitions, "delete", STEP_RETENTION, extra)

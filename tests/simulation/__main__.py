@@ -66,7 +66,7 @@ def _one(seed: int, changes: Changes, lines: int, *, shrinking: bool) -> int:
     if verdict.violations and shrinking:
         print(f"seed {seed} fails; shrinking", flush=True)
         verdict = shrink(verdict, lambda line: print(line, flush=True))
-    print("\n".join(verdict.trace[-lines:]))
+    print("\n".join(verdict.trace[len(verdict.trace) - lines :]))
     print(describe(verdict))
     return 1 if verdict.violations else 0
 

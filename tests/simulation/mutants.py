@@ -6,7 +6,7 @@ rules that only a whole pipeline can break.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -161,5 +161,3 @@ MUTANTS: list[Callable[[Patch], None]] = [
     audit_ignores_what_is_there,
     batches_of_an_older_assignment_count,
 ]
-
-__all__ = ["MUTANTS", "Iterable", "Mapping"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Coroutine, Iterable, Sequence
 from typing import Any
 
-from flowpilot.core.render import is_over
 from flowpilot.core.state import decode_execution, encode_execution
 from flowpilot.engine.claim import EventsTopic
 from flowpilot.engine.engine import DefinitionSource, Engine
@@ -110,6 +109,3 @@ def finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
     except StopIteration as end:
         return end.value
     raise RuntimeError("it waits")
-
-
-__all__ = ["Reference", "finish", "is_over", "states_of"]

@@ -7,17 +7,18 @@ import gc
 import time
 from dataclasses import dataclass, field
 
-from flowpilot.engine.keys import is_state
-from flowpilot.engine.table import WATERMARK_KEY
+import orjson
+
 from flowpilot.ports.log import Fetched
 from tests.simulation.chaos import Chaos
 from tests.simulation.checks import CHECKS, Evidence, first_told
 from tests.simulation.patches import simulated
 from tests.simulation.plan import Changes, Plan, draw
 from tests.simulation.processes import slots
+from tests.simulation.quiet import BOUND, behind
 from tests.simulation.reference import Reference
 from tests.simulation.workflows import POOL, Behaviour, behave_as
-from tests.simulation.world import BOUND, World
+from tests.simulation.world import World
 
 _LOOK = 0.5
 
@@ -108,7 +109,7 @@ async def _live(world: World, end: _End) -> None:
     while True:
         await asyncio.sleep(_LOOK)
         end.took = world.loop.time() - began
-        end.open = world.behind()
+        end.open = behind(world)
         if not end.open or end.took > BOUND or world.violations:
             return
 
@@ -134,6 +135,7 @@ def _judge(world: World, end: _End) -> Evidence:
         definitions=world.known.by_hash,
         bad_events=world.bad_events,
         strays=world.strays,
+        given_up=_given_up(world),
         asked=world.asked,
         open=end.open,
         history=history,
@@ -142,9 +144,8 @@ def _judge(world: World, end: _End) -> Evidence:
         return evidence  # it ended there: what is not finished is no finding
     for sentence in wrong:
         world.report("S3", sentence)
-    given_up = _given_up(world)
     events: list[Fetched] = world.log.records(world.topics.events)
-    reference.fold(events, given_up)
+    reference.fold(events, evidence.given_up)
     for name, check in CHECKS.items():
         for number, sentence in enumerate(check(evidence)):
             if number == 5:
@@ -155,14 +156,9 @@ def _judge(world: World, end: _End) -> Evidence:
 
 def _given_up(world: World) -> set[tuple[int, int]]:
     """The records at which three processes ended: the engine says so and goes on without them."""
-    import orjson
-
     found = set()
     for record in world.log.records(world.topics.dead_letters):
         value = orjson.loads(record.value or b"{}")
         if value["reason"] == "engine_crash":
             found.add((value["partition"], value["offset"]))
     return found
-
-
-__all__ = ["WATERMARK_KEY", "Verdict", "is_state", "run"]

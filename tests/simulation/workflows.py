@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from flowpilot.authoring import NonRetryable, Retry, RetryAfter, StepContext, Workflow, on_topic
-from tests.simulation.loop import PROCESS
 
 if TYPE_CHECKING:
     from tests.simulation.plan import Plan
@@ -134,8 +133,3 @@ def _workflow(number: int) -> Workflow:
             **options,
         )
     return workflow
-
-
-def current_process() -> str:
-    """Who runs now, for messages."""
-    return PROCESS.get().name

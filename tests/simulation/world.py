@@ -10,11 +10,8 @@ from hashlib import blake2b
 from typing import Any, Protocol
 
 from flowpilot.core.errors import FlowPilotError
-from flowpilot.core.status import TERMINAL_EXECUTION, ExecutionStatus
 from flowpilot.engine.claim import EventsTopic
-from flowpilot.engine.keys import is_state
-from flowpilot.engine.table import WATERMARK_KEY
-from flowpilot.ports.log import Fetched, LogUnavailable, Record, TopicPartition
+from flowpilot.ports.log import Fetched, LogUnavailable, Record
 from flowpilot.router.routing import routes
 from flowpilot_schemas.codec import canonical, encode_message
 from flowpilot_schemas.definition import (
@@ -265,56 +262,3 @@ class World:
         self.loop.kill(process)
         slot.process = slot.body = None
         self.loop.later(self.plan.restart_after * self.chance("supervisor").uniform(0.5, 1.5), self.begin, slot)
-
-    # ---- the end
-
-    def behind(self) -> list[str]:
-        """Who has not come to the end of what it reads yet, and which executions are not over."""
-        log, topics = self.log, self.topics
-        found = []
-        for partition in range(self.plan.partitions):
-            _, end = log.bounds(topics.events, partition)
-            if self.engine_group.committed.get(partition, 0) < end:
-                found.append(f"events/{partition}: {self.engine_group.committed.get(partition, 0)} of {end}")
-        for (workflow, topic, partition), end in self._trigger_ends().items():
-            if self.online.positions.get((workflow, topic, partition), 0) < end:
-                found.append(f"{workflow} on {topic}/{partition}")
-        for queue in sorted({queue for w in self.workflows for queue in w.definition.queues} - {"nowhere"}):
-            group = self.group(topics.worker_group(queue))
-            for partition in range(log.partitions(topics.steps(queue))):
-                tp = TopicPartition(topics.steps(queue), partition)
-                at, end = max(group.committed.get(tp, 0), group.believed.get(tp, 0)), log.bounds(*tp)[1]
-                if at < end:
-                    found.append(f"{tp.topic}/{partition}: {at} of {end}")
-        for name in (topics.history, topics.dead_letters, topics.definitions, topics.fates):
-            for partition in range(log.partitions(name)):
-                tp = TopicPartition(name, partition)
-                stored = self.database.tables.positions.get(tp)
-                if (stored.next_offset if stored else 0) < log.bounds(*tp)[1]:
-                    found.append(f"the audit of {name}/{partition}")
-        if not found and self.broker.ghosts:
-            found.append("ghosts")
-        return found or self.open_executions()
-
-    def _trigger_ends(self) -> dict[tuple[str, str, int], int]:
-        found = {("*", self.topics.triggers, 0): self.log.bounds(self.topics.triggers, 0)[1]}
-        for definition in self.known.by_name.values():
-            for trigger in definition.triggers:
-                for partition in range(self.log.partitions(trigger.topic)):
-                    place = (definition.name, trigger.topic, partition)
-                    found[place] = self.log.bounds(trigger.topic, partition)[1]
-        return found
-
-    def open_executions(self) -> list[str]:
-        """Those that are not over."""
-        found = []
-        for partition, key in list(self.online.durable):
-            if key == WATERMARK_KEY or not is_state(key):
-                continue
-            state = self.online.state(partition, key.decode())
-            if state is not None and state.status not in TERMINAL_EXECUTION and not state.forgotten:
-                steps = [(step.status.value, step.attempt, step.due) for step in state.steps]
-                found.append(f"{state.id}/{state.run} of {state.workflow} is {state.status}: {steps}")
-                if state.status is ExecutionStatus.INCIDENT:
-                    self.report("S3", f"a defect: {found[-1]}")
-        return found
