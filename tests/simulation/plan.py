@@ -162,7 +162,7 @@ def draw(seed: int, changes: Changes | None = None, *, pool: int) -> Plan:
     plan.commit_interval = chance.choice((0.1, 0.5, 1.5))
     plan.concurrency = chance.choice((1, 2, 4, 8))
     plan.grace = chance.choice((0.0, 0.5, 3.0))
-    plan.linger = chance.choice((0.0, 0.2))
+    plan.linger = chance.choice((0.0, 0.2)) if plan.fetch_size >= 20 else 0.0
     plan.restart_after = chance.choice((0.05, 0.3, 1.0))
     plan.failing = chance.choice((0.0, 0.1, 0.3))
     plan.slow = chance.choice((0.05, 0.2, 0.5))
