@@ -9,7 +9,7 @@ import orjson
 
 from flowpilot.core.state import Execution, decode_execution
 from flowpilot.engine.engine import Engine
-from flowpilot.engine.table import entry_of
+from flowpilot.engine.table import WATERMARK_KEY, entry_of
 from flowpilot.ports.audit import Batch
 from flowpilot.ports.log import Fetched, TopicPartition
 from flowpilot.router.routing import Omitted, Routes, route
@@ -60,6 +60,8 @@ class Online:
         self.answered: set[str] = set()
         self.over: set[object] = set()
         self.buried: set[tuple[str, int, int]] = set()
+        self.given_up: set[tuple[int, int]] = set()
+        """Events (partition, offset) that no engine folded, since three processes ended over them."""
         self._step_commits: dict[TopicPartition, int] = {}
         self._decoded: dict[tuple[int, bytes], tuple[bytes, Execution]] = {}
 
@@ -153,6 +155,11 @@ class Online:
         value = orjson.loads(record.value or b"{}")
         place = (value["topic"], value["partition"], value["offset"])
         self.buried.add(place)
+        if value["reason"] == "engine_crash":
+            # What was folded before (its reading again ended the processes) is in the state, letter or not.
+            folded = self.durable.get((value["partition"], WATERMARK_KEY), (-1, 0, None))[0]
+            if folded < value["offset"]:
+                self.given_up.add((value["partition"], value["offset"]))
         if value["source"] == "router":
             self.fates.add(("dead", value.get("workflow") or "", *place))
 

@@ -7,8 +7,6 @@ import gc
 import time
 from dataclasses import dataclass, field
 
-import orjson
-
 from flowpilot.ports.log import Fetched
 from tests.simulation.chaos import Chaos
 from tests.simulation.checks import CHECKS, Evidence, first_told
@@ -135,7 +133,7 @@ def _judge(world: World, end: _End) -> Evidence:
         definitions=world.known.by_hash,
         bad_events=world.bad_events,
         strays=world.strays,
-        given_up=_given_up(world),
+        given_up=world.online.given_up,
         asked=world.asked,
         open=end.open,
         history=history,
@@ -152,13 +150,3 @@ def _judge(world: World, end: _End) -> Evidence:
                 break
             world.report(name, sentence)
     return evidence
-
-
-def _given_up(world: World) -> set[tuple[int, int]]:
-    """The records at which three processes ended: the engine says so and goes on without them."""
-    found = set()
-    for record in world.log.records(world.topics.dead_letters):
-        value = orjson.loads(record.value or b"{}")
-        if value["reason"] == "engine_crash":
-            found.add((value["partition"], value["offset"]))
-    return found
