@@ -231,6 +231,8 @@ class SimProducer:
         for lane in self._lanes.values():
             if not lane.chunks:
                 continue
+            if dead:  # what stood still within the process goes with it
+                lane.chunks = deque(chunk for chunk in lane.chunks if not chunk.withheld)
             chunks = list(lane.chunks)
             sent = chance.randint(0, len(chunks)) if chance.random() < 0.4 else len(chunks)
             if dead:

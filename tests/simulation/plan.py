@@ -19,7 +19,7 @@ TIMED = {
     "evict": 0.2,
     "rebalance": 0.2,
     "leader": 0.2,
-    "compaction": 0.5,
+    "compaction": 0.8,
     "duplicate": 0.8,
     "bad_event": 0.5,
     "clock_jump": 0.2,
@@ -148,8 +148,8 @@ def draw(seed: int, changes: Changes | None = None, *, pool: int) -> Plan:
     plan.routers = chance.choice((1, 1, 2))
     plan.workers = chance.choice((1, 2, 2, 3))
     plan.audits = chance.choice((1, 1, 2))
-    plan.executions = chance.choice((4, 6, 8, 10, 14))
-    plan.length = chance.choice((6.0, 9.0, 12.0))
+    plan.executions = chance.choice((4, 8, 12, 16, 25))
+    plan.length = chance.choice((6.0, 10.0, 15.0, 20.0))
     plan.shuffled = chance.random() < 0.7
     plan.workflows = tuple(chance.sample(range(pool), chance.choice((1, 2, 2, 3))))
     plan.latency = chance.choice((0.002, 0.005, 0.02))
@@ -168,7 +168,7 @@ def draw(seed: int, changes: Changes | None = None, *, pool: int) -> Plan:
     plan.slow = chance.choice((0.05, 0.2, 0.5))
     plan.hanging = chance.choice((0.0, 0.02, 0.1))
     plan.beating = chance.choice((0.0, 0.3))
-    intensity = chance.choice((0.5, 1.0, 1.0, 2.0))
+    intensity = chance.choice((0.5, 1.0, 1.5, 2.5))
     pulse = chance.random() < 0.5
     _draw_faults(plan, intensity)
     plan.pulse = pulse
