@@ -8,7 +8,7 @@ export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch demo test check format bench scale exhaustive kill-loop clean
+.PHONY: help setup fetch demo test simulate exhaustive check format bench scale kill-loop clean
 
 help:
 	@echo 'Examples'
@@ -22,6 +22,7 @@ help:
 	@echo '  fetch      download Kafka ahead of time'
 	@echo '  demo       run the demo'
 	@echo '  test       run the tests (ARGS=… goes to pytest)'
+	@echo '  simulate   the whole pipeline under faults, seed by seed (SEEDS=1000; ARGS="--seed 17" does one again)'
 	@echo '  check      ruff, mypy, import rules'
 	@echo '  format     let ruff format the code'
 	@echo '  bench      measure throughput and latency (ARGS=… goes to the benchmark)'
@@ -43,6 +44,9 @@ demo: fetch
 
 test: fetch
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+simulate: setup
+	@PYTHONPATH=.:agents:schemas $(BIN)/python -m tests.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -33,6 +33,7 @@ from flowpilot_schemas.topics import Topics
 LINGER = 0.2
 IDLE_POLL = 0.25
 COMMIT_INTERVAL = 1.0
+CHECK_INTERVAL = 10.0
 LONGEST_BACKOFF = 5.0
 LOG_PATIENCE = 120.0
 
@@ -82,6 +83,7 @@ class AuditWriter:
         self._pending: list[Fetched] = []
         self._uncommitted: dict[TopicPartition, int] = {}
         self._write_due = self._commit_due = 0.0
+        self._check_due = time.monotonic() + CHECK_INTERVAL
         self._troubled_since: float | None = None
         self._log_silent_since: float | None = None
         self._backoff = 0.0
@@ -101,7 +103,7 @@ class AuditWriter:
                 try:
                     await self._turn()
                 except Outrun:
-                    _log.warning("another writer was here; going on from the stored positions")
+                    _log.warning("the store is not where this writer left it; going on from the stored positions")
                     self._start_over()
                 except StoreUnavailable as error:
                     self._log_silent_since = None
@@ -129,6 +131,9 @@ class AuditWriter:
             pending, self._pending = self._pending, []
             for records in chunks(pending):
                 await self._write(records)
+            self._check_due = time.monotonic() + CHECK_INTERVAL
+        elif self._stored and time.monotonic() >= self._check_due:
+            await self._check_store()
         if self._uncommitted and time.monotonic() >= self._commit_due:
             await self._commit()
 
@@ -255,6 +260,14 @@ class AuditWriter:
             check_position(partition, position, ids[partition.topic], low, end)
 
     # What is written
+
+    async def _check_store(self) -> None:
+        """Nothing comes: does the store still have what it took? A standby that took over may lack the last
+        transactions, and the next write that would tell may be hours away."""
+        self._check_due = time.monotonic() + CHECK_INTERVAL
+        stored = await self._attended(self._store.positions(list(self._stored)))
+        if any(stored.get(partition) != position for partition, position in self._stored.items()):
+            raise Outrun
 
     async def _write(self, records: Sequence[Fetched]) -> None:
         # A partition that was revoked meanwhile is another writer's.

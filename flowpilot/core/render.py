@@ -15,7 +15,7 @@ from flowpilot.core import events as e
 from flowpilot.core.notices import Outgoing, answer, retry_ended, tell_retry
 from flowpilot.core.state import Execution, OutboxEntry
 from flowpilot.core.status import TERMINAL_EXECUTION, ExecutionStatus
-from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.definition import StepDefinition, WorkflowDefinition
 from flowpilot_schemas.history import HEADER_HASH, HEADER_PREV, chain, iso
 from flowpilot_schemas.ids import TaskId, root_id
 from flowpilot_schemas.messages import (
@@ -24,6 +24,7 @@ from flowpilot_schemas.messages import (
     RetryForget,
     Superseded,
 )
+from flowpilot_schemas.topics import STEP_RETENTION
 from flowpilot_schemas.tracing import HEADER
 
 
@@ -210,7 +211,7 @@ class _Run:
             "start_to_close_ms": step.start_to_close_ms,
             "heartbeat_ms": step.heartbeat_ms,
             "result_limit": state.limits.result,
-            "not_after": iso(self._at + step.schedule_to_start_ms),
+            "not_after": iso(self._at + _wanted_for(step)),
             "reply": {"topic": self._home.topic, "partition": self._home.partition, "key": state.id},
         }
         headers = ((HEADER, state.traceparent.encode()),) if state.traceparent else ()
@@ -301,6 +302,11 @@ class _Run:
             body["output"] = orjson.Fragment(output)
         key = reply.get("key") or self.state.id
         return [Outgoing("reply", key, orjson.dumps(body), topic=reply["topic"], partition=reply["partition"])]
+
+
+def _wanted_for(step: StepDefinition) -> int:
+    """How long, in ms, a worker may begin a step: where nobody gives the wait up, as long as Kafka keeps it."""
+    return STEP_RETENTION if step.on_schedule_to_start == "record" else step.schedule_to_start_ms
 
 
 def may_lack_payloads(state: Execution) -> bool:

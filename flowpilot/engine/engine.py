@@ -25,6 +25,7 @@ from flowpilot.engine.observed import Observed
 from flowpilot.engine.outputs import Output
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition, Trial
+from flowpilot.engine.reading import is_folded
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
 from flowpilot.ports.log import Fetched, Producer, Reader, Record
 from flowpilot.ports.meter import OFF, Meter
@@ -155,7 +156,7 @@ class Engine:
             crashes = [owned.watermark.crashes(record.offset) for record in records]
             size = 1 if crashes[0] else next((place for place, count in enumerate(crashes) if count), len(records))
             share, records = records[:size], records[size:]
-            given_up = crashes[0] >= CRASHES
+            given_up = crashes[0] >= CRASHES and not _is_half_done(owned, share[0])
             if given_up:
                 await self._give_up_on(share[0])
             else:
@@ -189,7 +190,7 @@ class Engine:
         return [record for work in works for record in work.records]
 
     async def _fold(self, owned: OwnedPartition, records: Sequence[Fetched], covered: list[Fetched]) -> _Work:
-        """Fold `records`; the watermark moves over `covered`."""
+        """Fold `records`; the watermark moves over `covered`. Without `records` only what is owed is told."""
         overlay = Overlay(owned.table, self._decoded)
         frame = Frame(
             owned.partition,
@@ -203,6 +204,8 @@ class Engine:
             lambda offset: owned.owing.get(offset, ()),
         )
         fold = Fold(frame)
+        for record in () if records else covered:
+            fold.owed(record)
         for position, record in enumerate(records):
             try:
                 await self._fold_one(fold, record)
@@ -317,3 +320,8 @@ class Engine:
     def live(self) -> Mapping[int, int]:
         """Entries in the table of each owned partition."""
         return {partition: len(owned.table) for partition, owned in self._owned.items()}
+
+
+def _is_half_done(owned: OwnedPartition, record: Fetched) -> bool:
+    """Whether the record's state has landed, though not its whole batch: then it is not what ended the process."""
+    return record.offset > owned.recovered_watermark and is_folded(owned.table, record)

@@ -96,6 +96,13 @@ class Fold:
             case _:
                 self._for_execution(record, message.task_id.partition("/")[0], message)
 
+    def owed(self, record: Fetched) -> None:
+        """Send again what was decided on the record before this owner's claim, without folding it."""
+        for execution in self._frame.owing(record.offset):
+            state = self._overlay.state(execution)
+            if state is not None and record.offset <= state.src:
+                self._send_again(record, state)
+
     def fault(self, record: Fetched, detail: str) -> None:
         """The fold of `record` met a defect: a dead letter, and the execution stands still.
 
@@ -262,13 +269,10 @@ class Fold:
 
     def _forget(self, record: Fetched, message: m.Forget) -> None:
         """Every finished execution whose window has passed becomes a marker; the order does not matter."""
-        for execution in self._frame.owing(record.offset):
-            owing = self._overlay.state(execution)
-            if owing is not None and record.offset <= owing.src:
-                self._send_again(record, owing)
+        self.owed(record)
         bound = min(message.before, record.timestamp)
         # The index is of the table; what this batch changed is looked at too: its borders decide nothing.
-        for execution in {*self._frame.forgettable(bound), *self._overlay.changed}:
+        for execution in dict.fromkeys((*self._frame.forgettable(bound), *self._overlay.changed)):
             state = self._overlay.state(execution)
             if state is None or record.offset <= state.src or state.forget_at is None or state.forget_at > bound:
                 continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from flowpilot.core import decide
+from flowpilot.engine.keys import state_key
+from flowpilot.engine.table import PartitionTable
 from flowpilot.ports.log import Fetched
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import BadRecord, decode_object, parse
@@ -66,3 +68,11 @@ def execution_of(message: m.Event) -> str | None:
     if isinstance(message, _NAMES_ITS_EXECUTION):
         return message.execution
     return message.task_id.partition("/")[0]
+
+
+def is_folded(table: PartitionTable, record: Fetched) -> bool:
+    """Whether the record is in the state of the execution that it concerns."""
+    message = read_or_none(record)
+    execution = execution_of(message) if message is not None else None
+    entry = table.entry(state_key(execution)) if execution is not None else None
+    return entry is not None and record.offset <= entry.src

@@ -314,5 +314,7 @@ class Attempts:
                 suspect = attempt.state is State.SUSPECT
                 attempt.cancel(State.CANCELLED)
                 self._records.finish(attempt.entry, attempt.partition)
-                if suspect and attempt not in attempt.partition.suspects:
+                if suspect:  # it never began, and nothing of it will end
+                    if attempt in attempt.partition.suspects:
+                        attempt.partition.suspects.remove(attempt)
                     self._leave_place(attempt)

@@ -12,6 +12,8 @@ MIB = 1 << 20
 
 # One bound for whatever carries definitions, states or poison records.
 LARGE_MESSAGE = 10 * MIB
+# How long a step message waits for a worker at most.
+STEP_RETENTION = 7 * DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,4 +142,5 @@ class Topics:
 
     def step_topic(self, queue: str, partitions: int) -> Topic:
         """The declaration of a queue's worker topic."""
-        return Topic(self.steps(queue), partitions, "delete", 7 * DAY, {"max.message.bytes": str(LARGE_MESSAGE)})
+        extra = {"max.message.bytes": str(LARGE_MESSAGE)}
+        return Topic(self.steps(queue), partitions, "delete", STEP_RETENTION, extra)

@@ -145,3 +145,8 @@ def test_an_answer_that_comes_before_the_timer_wins_however_late_it_is() -> None
 def test_what_is_not_sent_after_is_in_the_step_message() -> None:
     run = Run(chain_of("a", schedule_to_start_ms=5_000))
     assert run.sent("step")[0]["not_after"] == "2023-11-14T22:13:25.000Z"
+
+
+def test_where_a_wait_is_only_recorded_a_worker_may_still_begin_after_it() -> None:
+    run = Run(chain_of("a", schedule_to_start_ms=5_000, on_schedule_to_start="record"))
+    assert run.sent("step")[0]["not_after"] == "2023-11-21T22:13:20.000Z"

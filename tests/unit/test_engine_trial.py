@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from flowpilot.engine import engine as engines
 from flowpilot.engine.fold import Fold
+from flowpilot.engine.owned import Watermark
+from flowpilot.engine.table import WATERMARK_KEY
 from flowpilot.ports.log import Fetched
 from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, drain, quiet  # noqa: F401
 
@@ -53,6 +56,21 @@ def test_it_becomes_a_dead_letter_wherever_in_its_batch_it_lies(kills: set[int],
     assert set(world.dead_letters()) == {("engine_crash", place)}
     for number, execution in enumerate(executions):
         assert world.history(execution) == ([] if number == place else ["ExecutionStarted", "StepReady"])
+
+
+def test_what_is_in_the_state_already_is_not_given_up() -> None:
+    """Three processes ended right after its state had landed: its fold ends nobody, and its outputs are owed."""
+    world = World()
+    execution = world.start(BRIEF, "k")
+    for _ in range(engines.CRASHES):
+        owner = world.owner()
+        call = owner.process(owner.fetch(10))
+        call.before(lambda record: record.key == WATERMARK_KEY and Watermark.of(record.value).offset == 0)
+        owner.crash()
+    drain(world.owner())
+    assert world.history(execution) == ["ExecutionStarted", "StepReady"]
+    assert len(world.tasks()) == 1
+    assert world.dead_letters() == []
 
 
 def test_several_of_them_in_one_batch(kills: set[int]) -> None:
@@ -106,6 +124,19 @@ def test_replayed_records_are_given_up_as_well(kills: set[int]) -> None:
     kills.add(1)
     crashes_until_done(world, 9)
     assert ("engine_crash", 1) in world.dead_letters()
+
+
+def test_what_a_record_that_is_given_up_has_decided_before_is_still_told(kills: set[int]) -> None:
+    """Its state has landed, its outputs have not; then reading it again ends the processes."""
+    world = World()
+    execution = world.start(BRIEF, "k")
+    owner = world.owner()
+    owner.process(owner.fetch(9)).before(lambda record: record.topic == T.history)
+    owner.crash()
+    kills.add(0)
+    crashes_until_done(world, 9)
+    assert world.history(execution) == ["ExecutionStarted", "StepReady"]
+    assert ("engine_crash", 0) in world.dead_letters()
 
 
 def test_far_behind_the_commit_it_is_found_too(kills: set[int]) -> None:

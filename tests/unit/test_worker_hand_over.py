@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 
+from flowpilot.adapters.memory.group import MemoryConsumer
 from flowpilot.authoring import StepContext, Workflow
 from flowpilot.ports.log import Fetched, TopicPartition
+from flowpilot.worker import attempts
 from flowpilot.worker.partition import AssignedPartition
 from tests.unit.test_worker import Gate, _position, run
 from tests.unit.worker_rig import TOPICS, Rig
@@ -53,6 +56,37 @@ def test_a_suspect_does_not_run_while_its_start_is_not_acknowledged() -> None:
             rig.producer.away = False
             await eventually_async(lambda: gate.running == 1)
             gate.opened.set()
+
+    run(scenario())
+
+
+def test_a_suspect_that_is_cancelled_before_it_runs_does_not_count_as_hanging(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attempts, "_GRACE_GIVEN_UP", 0.05)
+    commit = MemoryConsumer.commit
+
+    async def scenario() -> None:
+        gate = Gate()
+        rig = Rig(gate.workflow)
+        suspect = rig.ready("wait")
+        committing = asyncio.Event()
+
+        async def commit_later(self: MemoryConsumer, positions: Mapping[TopicPartition, int]) -> None:
+            if committing.is_set():
+                await commit(self, positions)
+
+        monkeypatch.setattr(MemoryConsumer, "commit", commit_later)
+        async with rig.serving(concurrency=1) as worker:
+            await eventually_async(lambda: rig.answer(suspect, "started"))
+            rig.say({"type": "execution.cancelled", "execution": suspect.partition("/")[0], "run": 7})
+            await eventually_async(lambda: not worker._attempts._running)
+            await asyncio.sleep(0.2)  # time in which a defect would show
+            committing.set()
+            gate.opened.set()
+            later = rig.ready("wait")
+            await eventually_async(lambda: rig.answer(later, "completed"))
+            assert rig.answer(suspect, "completed") is None
 
     run(scenario())
 

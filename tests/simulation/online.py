@@ -1,0 +1,254 @@
+"""What is checked at the very moment at which a record lands, a commit counts, or a partition is claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import orjson
+
+from flowpilot.core.state import Execution, decode_execution
+from flowpilot.engine.engine import Engine
+from flowpilot.engine.table import WATERMARK_KEY, entry_of
+from flowpilot.ports.audit import Batch
+from flowpilot.ports.log import Fetched, TopicPartition
+from flowpilot.router.routing import Omitted, Routes, route
+from flowpilot.worker.records import read_step
+from flowpilot_schemas.codec import BadRecord
+from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.ids import TaskId
+from flowpilot_schemas.messages import DeadLetter, StartExecution
+from flowpilot_schemas.topics import Topics
+from flowpilot_schemas.triggers import ANY_WORKFLOW, PositionKey
+from tests.simulation.loop import Process
+
+if TYPE_CHECKING:
+    from flowpilot.adapters.memory.log import MemoryLog
+    from tests.simulation.database import Database
+
+Report = Callable[[str, str], None]
+Fate = tuple[str, str, str, int, int]
+"""What became of a trigger record: (what, workflow, topic, partition, offset)."""
+
+
+class Online:
+    """Called by the broker, the groups, the database and the engines' processes."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        log: MemoryLog,
+        where: Routes,
+        definitions: Mapping[str, WorkflowDefinition],
+        report: Report,
+        wall_ms: Callable[[Process], int],
+    ) -> None:
+        self._topics, self._log, self._where, self._report = topics, log, where, report
+        self._definitions, self._wall_ms = definitions, wall_ms
+        self.landed_count = 0
+        self.durable: dict[tuple[int, bytes], tuple[int, int, bytes | None]] = {}
+        """The record of each key of the changelog that a recovery would take now: src, epoch, value."""
+        self.first: dict[tuple[str, bytes | None, bytes | None], int] = {}
+        """When (counted in landed records) an output was on its topic first."""
+        self.commits: list[tuple[int, int, int]] = []
+        """(partition, offset, how many records had landed) of the engine's commits."""
+        self.places: dict[tuple[int, int], tuple[str, int, int]] = {}
+        """(execution, run, seq) of a record of the history topic."""
+        self.fates: set[Fate] = set()
+        self.positions: dict[tuple[str, str, int], int] = {}
+        """The greatest position of each (workflow, topic, partition) that the routers wrote."""
+        self.answered: set[str] = set()
+        self.over: set[object] = set()
+        self.buried: set[tuple[str, int, int]] = set()
+        self.given_up: set[tuple[int, int]] = set()
+        """Events (partition, offset) that no engine folded, since three processes ended over them."""
+        self._step_commits: dict[TopicPartition, int] = {}
+        self._decoded: dict[tuple[int, bytes], tuple[bytes, Execution]] = {}
+
+    # ---- records
+
+    def landed(self, record: Fetched, sender: Process) -> None:
+        """A record was appended."""
+        topics, topic = self._topics, record.topic
+        self.landed_count += 1
+        if topic == topics.changelog:
+            self._state(record)
+            return
+        self.first.setdefault((topic, record.key, record.value), self.landed_count)
+        if topic == topics.events:
+            self._event(record)
+        elif topic == topics.history:
+            self._history(record, sender)
+        elif topic.startswith(topics.steps("")):
+            self._step(record, sender)
+        elif topic == topics.dead_letters:
+            self._dead_letter(record)
+        elif topic == topics.control:
+            value = orjson.loads(record.value or b"{}")
+            self.over.add(value.get("task_id") or (value.get("execution"), value.get("run")))
+        elif topic == topics.fates:
+            self._filtered(record)
+        elif topic == topics.positions:
+            self._position(record, sender)
+
+    def _state(self, record: Fetched) -> None:
+        entry, key = entry_of(record), (record.partition, record.key or b"")
+        known = self.durable.get(key)
+        if known is None or (entry.src, entry.epoch) >= known[:2]:
+            self.durable[key] = (entry.src, entry.epoch, entry.value)
+
+    def state(self, partition: int, execution: str) -> Execution | None:
+        """The execution as a recovery would find it now."""
+        key = (partition, execution.encode())
+        value = self.durable.get(key, (0, 0, None))[2]
+        if value is None:
+            return None
+        known = self._decoded.get(key)
+        if known is None or known[0] is not value:
+            known = self._decoded[key] = (value, decode_execution(value))
+        return known[1]
+
+    def _event(self, record: Fetched) -> None:
+        value = record.value or b""
+        if b'"origin":{' not in value and b'"type":"step.' not in value:
+            return
+        try:
+            found = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return
+        kind = found.get("type")
+        if kind == "execution.start" and found.get("origin"):
+            at = found["origin"]
+            self.fates.add(("started", found["workflow"], at["topic"], at["partition"], at["offset"]))
+        elif kind in ("step.started", "step.completed", "step.failed"):
+            self.answered.add(found.get("task_id"))
+
+    def _history(self, record: Fetched, sender: Process) -> None:
+        value = orjson.loads(record.value or b"{}")
+        execution = value["execution"]
+        self.places[record.partition, record.offset] = (execution, value["run"], value["seq"])
+        src = self.durable.get((record.partition, execution.encode()), (-1, 0, None))[0]
+        if value["cause"] > src:
+            what = f"{value['type']} {execution}/{value['run']} seq {value['seq']}"
+            self._report("S8", f"{sender} told {what} of offset {value['cause']}; its state is at {src}")
+
+    def _step(self, record: Fetched, sender: Process) -> None:
+        task = TaskId.parse((record.key or b"").decode())
+        if task is None:
+            return
+        value = orjson.loads(record.value or b"{}")
+        partition = value["reply"]["partition"]
+        state = self.state(partition, task.execution)
+        if state is None:
+            if (partition, task.execution.encode()) not in self.durable:
+                self._report("S8", f"{sender} sent {task} without any state")
+        elif state.run < task.run or (state.run == task.run and not self._has_reached(state, task)):
+            self._report("S8", f"{sender} sent {task}; the state is at run {state.run}, src {state.src}")
+
+    def _has_reached(self, state: Execution, task: TaskId) -> bool:
+        definition = self._definitions.get(state.definition)
+        if definition is None or not state.steps:
+            return True  # what is over keeps no steps
+        return state.steps[definition.index[task.step]].attempt >= task.attempt
+
+    def _dead_letter(self, record: Fetched) -> None:
+        value = orjson.loads(record.value or b"{}")
+        place = (value["topic"], value["partition"], value["offset"])
+        self.buried.add(place)
+        if value["reason"] == "engine_crash":
+            # What was folded before (its reading again ended the processes) is in the state, letter or not.
+            folded = self.durable.get((value["partition"], WATERMARK_KEY), (-1, 0, None))[0]
+            if folded < value["offset"]:
+                self.given_up.add((value["partition"], value["offset"]))
+        if value["source"] == "router":
+            self.fates.add(("dead", value.get("workflow") or "", *place))
+
+    def _filtered(self, record: Fetched) -> None:
+        value = orjson.loads(record.value or b"{}")
+        for part in value["filtered"]:
+            workflow = part["workflow"] or ""
+            for first, last in part["ranges"]:
+                for offset in range(first, last + 1):
+                    self.fates.add(("filtered", workflow, value["topic"], value["partition"], offset))
+
+    # ---- R2: below what is committed all is said
+
+    def _position(self, record: Fetched, sender: Process) -> None:
+        key = PositionKey.decode(record.key)
+        end = orjson.loads(record.value or b"{}")["next_offset"]
+        place = (key.workflow, key.topic, key.partition)
+        begin = self.positions.get(place, 0)
+        for missing in self.missing_fates(key.workflow, key.topic, key.partition, begin, end):
+            self._report("R2", f"{sender} committed {place} up to {end}, but {missing} is not there")
+        self.positions[place] = max(begin, end)
+
+    def missing_fates(self, workflow: str, topic: str, partition: int, begin: int, end: int) -> list[Fate]:
+        """Of the records from `begin` to `end`, what the routing says and the log does not."""
+        found = []
+        tp = TopicPartition(topic, partition)
+        for record in self._log.fetch(tp, begin, max(0, end - begin)):
+            only = None if workflow == ANY_WORKFLOW else {workflow}
+            for outcome in route(self._where, record, self._log.topic_id(topic), only):
+                fate = _fate(record, outcome)
+                if fate not in self.fates:
+                    found.append(fate)
+        return found
+
+    def committed(self, group: str, process: Process, positions: Mapping[TopicPartition, int]) -> None:
+        """A commit of a worker's, the router's or the audit writer's group counts."""
+        for tp, end in positions.items():
+            if tp.topic.startswith(self._topics.steps("")):
+                begin = self._step_commits.get(tp, 0)
+                for record in self._log.fetch(tp, begin, max(0, end - begin)):
+                    why = self._unfinished(record, process)
+                    if why is not None:
+                        self._report("R2", f"{process} committed {tp.topic}/{tp.partition} up to {end}: {why}")
+                self._step_commits[tp] = max(begin, end)
+
+    def _unfinished(self, record: Fetched, process: Process) -> str | None:
+        place = (record.topic, record.partition, record.offset)
+        if place in self.buried:
+            return None
+        try:
+            message, task, not_after = read_step(record)
+        except BadRecord:
+            return f"the bad record {place} has no dead letter"
+        done = message.task_id in self.answered or message.task_id in self.over
+        if done or (task.execution, task.run) in self.over or self._wall_ms(process) > not_after:
+            return None
+        return f"{message.task_id} at {place} is not answered"
+
+    def engine_committed(self, process: Process, partition: int, offset: int) -> None:
+        """A commit of the engine's group counts; it is judged when all is known."""
+        self.commits.append((partition, offset, self.landed_count))
+
+    # ---- R1, S7
+
+    def claimed(
+        self, process: Process, engine: Engine, committed: Mapping[int, int | None], starts: Mapping[int, int]
+    ) -> None:
+        """An engine has taken partitions over."""
+        for partition in starts:
+            owned, offset = engine._owned.get(partition), committed.get(partition)
+            if owned is not None and offset is not None and owned.recovered_watermark + 1 < offset:
+                found = f"recovered {owned.recovered_watermark}, committed {offset}"
+                self._report("R1", f"{process} took partition {partition} over: {found}")
+
+    def stored(self, process: Process, batch: Batch, database: Database) -> None:
+        """The audit writer's transaction is done: what is below its positions is in it."""
+        for advance in batch.advances:
+            if advance.partition.topic != self._topics.history:
+                continue
+            for offset in range(advance.expected, advance.next_offset):
+                place = self.places.get((advance.partition.partition, offset))
+                if place is not None and place not in database.tables.events:
+                    self._report("S7", f"{process} stored the position {advance.next_offset}, but not {place}")
+
+
+def _fate(record: Fetched, outcome: StartExecution | DeadLetter | Omitted) -> Fate:
+    place = (record.topic, record.partition, record.offset)
+    if isinstance(outcome, StartExecution):
+        return ("started", outcome.workflow, *place)
+    if isinstance(outcome, DeadLetter):
+        return ("dead", outcome.workflow or "", *place)
+    return ("filtered", outcome.workflow or "", *place)

@@ -1,0 +1,135 @@
+"""The workflows that seeds choose from: made once, of a few shapes and many settings, the same in every process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from flowpilot.authoring import NonRetryable, Retry, RetryAfter, StepContext, Workflow, on_topic
+
+if TYPE_CHECKING:
+    from tests.simulation.plan import Plan
+
+TOPICS = ("orders", "people")
+SHAPES: dict[str, dict[str, list[str]]] = {
+    "one": {"a": []},
+    "chain": {"a": [], "b": ["a"], "c": ["b"]},
+    "diamond": {"top": [], "left": ["top"], "right": ["top"], "last": ["left", "right"]},
+    "fan": {"a": [], "p1": ["a"], "p2": ["a"], "p3": ["a"], "p4": ["a"]},
+    "roots": {"a": [], "b": [], "c": ["a", "b"]},
+}
+POOL = 25
+
+
+class Order(BaseModel):
+    """What users publish."""
+
+    id: str
+    n: int = 0
+    text: str = ""
+
+
+class Boom(Exception):
+    """A handler's failure."""
+
+
+class Behaviour:
+    """How handlers behave in the present run."""
+
+    def __init__(self, plan: Plan, chance: random.Random) -> None:
+        self.plan, self.chance = plan, chance
+        self.calls: list[tuple[str, int]] = []
+
+    async def __call__(self, ctx: StepContext) -> Any:
+        plan, chance = self.plan, self.chance
+        self.calls.append((ctx.idempotency_key, ctx.attempt))
+        if chance.random() < plan.hanging:
+            await asyncio.Event().wait()
+        if chance.random() < plan.slow:
+            await asyncio.sleep(chance.choice((0.05, 0.4, 1.3, 2.5)))
+        if chance.random() < plan.beating:
+            ctx.heartbeat({"n": chance.randrange(3)})
+            await asyncio.sleep(0.3)
+        if chance.random() < plan.failing:
+            raise chance.choice((Boom("no"), Boom("no"), NonRetryable("never"), RetryAfter("400ms")))
+        if chance.random() < 0.1:
+            return "x" * chance.choice((10, 400, 1_200))
+        return {"n": chance.randrange(3)}
+
+
+class _Now:
+    """The behaviour of the run at hand."""
+
+    behave: Behaviour
+
+
+def behave_as(behaviour: Behaviour) -> None:
+    """From now on."""
+    _Now.behave = behaviour
+
+
+async def first(input: Order, ctx: StepContext) -> Any:
+    """A step without parents."""
+    return await _Now.behave(ctx)
+
+
+async def following(parents: Mapping[str, Any], ctx: StepContext) -> Any:
+    """A step with parents."""
+    return await _Now.behave(ctx)
+
+
+async def following_blindly(ctx: StepContext) -> Any:
+    """A step that takes nothing of its parents."""
+    return await _Now.behave(ctx)
+
+
+@lru_cache
+def pool() -> tuple[Workflow, ...]:
+    """All of them."""
+    return tuple(_workflow(number) for number in range(POOL))
+
+
+def _workflow(number: int) -> Workflow:
+    chance = random.Random(f"workflow/{number}")
+    shape = list(SHAPES)[number % len(SHAPES)]
+    triggers = []
+    if chance.random() < 0.8:
+        unique_by = chance.choice(("id", "id", None))
+        where = chance.choice((None, None, "data.n > 0"))
+        triggers.append(on_topic(chance.choice(TOPICS), unique_by=unique_by, where=where, start="earliest"))
+    workflow = Workflow(
+        f"w{number}-{shape}",
+        version="1",
+        input=Order,
+        triggers=triggers,
+        queue=chance.choice(("q1", "q1", "q2")),
+        retry=Retry(
+            max_attempts=chance.choice((1, 2, 3)), initial=chance.choice(("100ms", "500ms")), max_interval="2s"
+        ),
+        timeout=chance.choice((None, None, None, "20s", "60s")),
+        dedupe_window=chance.choice(("2s", "1h", "1h")),
+        retry_window=chance.choice(("3s", "1h", "1h")),
+    )
+    for name, parents in SHAPES[shape].items():
+        handler: Any = chance.choice((following, following_blindly)) if parents else first
+        options: dict[str, Any] = {}
+        if chance.random() < 0.15:
+            options["queue"] = "q2"
+        if name == "p4" and chance.random() < 0.5:
+            options["queue"] = "nowhere"
+        workflow.add_step(
+            handler,
+            name=name,
+            depends_on=parents,
+            timeout=chance.choice(("1500ms", "3s", "6s")),
+            heartbeat=chance.choice(("1s", "2s")),
+            schedule_to_start=chance.choice(("6s", "20s", "1h")),
+            on_schedule_to_start=chance.choice(("fail", "retry", "retry", "record")),
+            **options,
+        )
+    return workflow
