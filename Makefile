@@ -8,7 +8,7 @@ export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch demo test check format bench scale exhaustive kill-loop clean
+.PHONY: help setup fetch demo test check format bench scale exhaustive kill-loop fuzz mutants clean
 
 help:
 	@echo 'Examples'
@@ -28,6 +28,8 @@ help:
 	@echo '  scale      let workers and engines join and leave under load (ARGS=… goes to the run)'
 	@echo '  exhaustive take one execution through everything that can come, up to 7 records (ARGS=… other bounds)'
 	@echo '  kill-loop  kill every role again and again under load (ARGS=… goes to the loop)'
+	@echo '  fuzz       give every decoder RUNS=100000 inputs that coverage guides (ARGS=… goes to the campaign)'
+	@echo '  mutants    plant defects and show which tests find each (ARGS=… goes to the run)'
 	@echo '  clean      remove .venv, caches and the local services'"'"' data'
 
 setup:
@@ -65,6 +67,13 @@ exhaustive: setup
 
 kill-loop: fetch
 	@$(BIN)/python -m tests.chaos.kill_loop $(ARGS)
+
+fuzz: setup
+	@.ci/setup-fuzz
+	@$(BIN)/python -m tests.fuzz --runs $${RUNS:-100000} $(ARGS)
+
+mutants: setup
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 clean:
 	@if [ -d .flowpilot ] && [ -x $(BIN)/python ]; then $(BIN)/python -m flowpilot.local remove; fi
