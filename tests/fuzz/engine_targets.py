@@ -53,7 +53,7 @@ def event(data: bytes) -> None:
         table.put(key, Entry(value, src, _EPOCH))
     if any(b"forget" in (record.value or b"") for record in records):
         owing = _owned(table).owing
-    fresh = [record for record in records if record.offset >= start.end]
+    fresh = [record for record in first.folded if record.offset >= start.end]
     last = max([start.end - 1, *(each.offset for each in fresh)])
     again = _Folded(table, owing, fresh, recovered=last)
     more = {_facts(output) for output in again.outputs} - {_facts(output) for output in first.outputs}
@@ -74,7 +74,7 @@ def _base() -> OwnedPartition:
 
 def _events(start: Reached, data: bytes) -> list[Fetched]:
     found, now = [], start.now
-    for place, record in enumerate(given(data)[:12]):
+    for place, record in enumerate(given(data)[:6]):
         offset, headers = start.end + 2 * place, []
         for name, value in record.headers:
             if name == "t" and value.isdigit():
@@ -99,11 +99,13 @@ class _Folded:
             lambda bound: forgets.reached(bound, len(forgets)), lambda at: owing.get(at, ()),
         )  # fmt: skip
         fold = Fold(frame)
+        self.folded: list[Fetched] = []
         for record in records:
             try:
                 fold.record(record)
             except PartitionStopped:
                 break
+            self.folded.append(record)
         self.outputs = fold.outputs.records
         for state in self.overlay.changed.values():
             require(decode_execution(encode_execution(state)) == state, "a state is another one when it is read")

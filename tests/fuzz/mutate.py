@@ -26,9 +26,9 @@ class Mutator:
     def __init__(self, words: Sequence[str], others: Sequence[bytes], longest: int = 64 * 1024) -> None:
         self._words, self._others, self._longest = list(words) or ["v"], list(others) or [b"{}"], longest
 
-    def __call__(self, data: bytes, chance: Random) -> bytes:
-        """`data` after one to four changes, at most `longest` bytes of it."""
-        for _ in range(chance.choice((1, 1, 2, 4))):
+    def __call__(self, data: bytes, chance: Random, changes: int | None = None) -> bytes:
+        """`data` after so many changes (None: one to four), at most `longest` bytes of it."""
+        for _ in range(changes or chance.choice((1, 1, 2, 4))):
             kind = chance.random()
             if kind < 0.6:
                 data = self._in_a_part(data, chance, self._json)

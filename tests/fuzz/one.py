@@ -12,7 +12,7 @@ from random import Random
 
 import structlog
 
-LONGEST = 64 * 1024
+LONGEST = 16 * 1024
 
 
 def _drop(*_: object) -> structlog.typing.EventDict:
@@ -36,9 +36,9 @@ def main(name: str, runs: int, seed: int, directory: Path) -> None:
 
     def mutated(data: bytes, longest: int, seed: int) -> bytes:
         chance = Random(seed)
-        if chance.random() < 0.3:
+        if chance.random() < 0.5:
             return bytes(atheris.Mutate(data, longest))
-        return mutate(data, chance)[:longest]
+        return mutate(data, chance, 1)[:longest]  # libFuzzer asks for some in a row
 
     options = [
         f"-runs={runs}",
