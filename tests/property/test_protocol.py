@@ -1,7 +1,7 @@
 """The commit protocol under random faults, and that the storm would notice each rule's absence.
 
 `storm(seed)` is one run; a seed that fails fails again. The mutants stand in tests/mutants; those that chance
-finds too seldom (no repair, (epoch, src) for (src, epoch)) are found by tests in tests/unit: `make mutants` shows it.
+finds too seldom (no repair, (epoch, src) for (src, epoch)) are found by tests in tests/unit (`make mutants`).
 """
 
 from __future__ import annotations
