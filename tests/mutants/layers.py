@@ -1,6 +1,6 @@
 """The layers of tests, each as a function that runs after a defect is planted and says how it found it.
 
-A layer gives None if it saw nothing within its time. Those of `tests.exhaustive` and `tests.simulation` are there
+A layer gives None if it saw nothing within its time, which is CPU time: a busy machine finds no less. Those of `tests.exhaustive` and `tests.simulation` are there
 where these packages are.
 """
 
@@ -29,7 +29,7 @@ _INTEGRATION = {
 _LAWS = ["tests/property/test_laws.py", "tests/property/test_edges.py", "tests/property/test_lineage.py"]
 
 Layer = Callable[[str, float], str | None]
-"""`layer(room, seconds)`: run what concerns the room, for about so long; how the defect was found, or None."""
+"""`layer(room, seconds)`: run what concerns the room, for about so long (of CPU); how the defect was found, or None."""
 
 
 class NotRun(Exception):
@@ -61,20 +61,40 @@ def storm(room: str, seconds: float) -> str | None:
         # As in tests/property/test_protocol.py: no record is the reason of the storm's crashes.
         patch.setattr(engines, "CRASHES", 10**9)
         patch.setattr(notices, "SHORTEST_FAMILY_MS", 0)
-        return _seeds(seconds, lambda seed: next(iter(blow(seed)), None))
+        return _seeds(seconds, lambda seed: next((f"{_named(found)}: {found}" for found in blow(seed)), None))
+
+
+# What the storm says begins with one of these, the first that fits.
+_OF_THE_STORM = {
+    "told before its state": "S8",
+    "the chain is broken": "S6",
+    "heads": "S6",
+    "history (": "S6",
+    "not over in the end": "L1",
+    "nobody finished": "L1",
+    "partition ": "R1",
+    "no dead letter": "S11",
+    "a dead letter too many": "S11",
+    "b'": "L1",  # … stays for ever, or was removed too early
+}
+
+
+def _named(found: str) -> str:
+    """The invariant that a difference from the undisturbed run violates."""
+    return next((name for words, name in _OF_THE_STORM.items() if found.startswith(words)), "S3")
 
 
 def exhaustive(room: str, seconds: float) -> str | None:
     """Everything that can happen to one execution, within small bounds."""
     from tests.exhaustive.explore import Bound, explore
 
-    began = time.monotonic()
+    began = time.process_time()
     for bound in (Bound(2, 5), Bound(3, 5, fewest=3), Bound(2, 7), Bound(4, 5, fewest=4)):
         report = explore(bound)
         if report.findings:
             found = report.findings[0]
             return f"{found.invariant}: {found.detail}"
-        if time.monotonic() - began > seconds:
+        if time.process_time() - began > seconds:
             break
     return None
 
@@ -125,12 +145,12 @@ def _is_there(module: str) -> bool:
 
 
 def _seeds(seconds: float, look: Callable[[int], str | None]) -> str | None:
-    began = time.monotonic()
+    began = time.process_time()
     for seed in count():
         found = look(seed)
         if found is not None:
             return f"seed {seed}: {found}"
-        if time.monotonic() - began > seconds:
+        if time.process_time() - began > seconds:
             return None
     return None
 
