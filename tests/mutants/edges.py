@@ -205,15 +205,12 @@ def audit_offset_outside_the_transaction(patch: Patch) -> None:
 
     whole = store._advance
 
-    def on_its_own(connection: Any, batch: Any, project: Any) -> Any:
-        with connection.engine.connect() as own:
-            whole(own, sorted(batch.advances))
-            own.commit()
-        return write(connection, replace(batch, advances=[]), project)
+    async def write(self: Any, batch: Any, project: Any) -> Any:
+        await self._do(lambda connection: whole(connection, sorted(batch.advances)))
+        return await self._do(lambda connection: store._write(connection, replace(batch, advances=[]), project))
 
-    write = store._write
     patch.setattr(store, "_advance", lambda connection, advances: whole(connection, advances) if advances else None)
-    patch.setattr(store, "_write", on_its_own)
+    patch.setattr(store.PostgresAuditStore, "write", write)
 
 
 @audit("S7", "integration")

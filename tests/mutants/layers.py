@@ -1,7 +1,7 @@
 """The layers of tests, each as a function that runs after a defect is planted and says how it found it.
 
-A layer gives None if it saw nothing within its time, which is CPU time: a busy machine finds no less. Those of `tests.exhaustive` and `tests.simulation` are there
-where these packages are.
+A layer gives None if it saw nothing within its time, which is CPU time: a busy machine finds no less. Those of
+`tests.exhaustive` and `tests.simulation` are there where these packages are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INTEGRATION = {
 _LAWS = ["tests/property/test_laws.py", "tests/property/test_edges.py", "tests/property/test_lineage.py"]
 
 Layer = Callable[[str, float], str | None]
-"""`layer(room, seconds)`: run what concerns the room, for about so long (of CPU); how the defect was found, or None."""
+"""`layer(room, seconds)`: run what concerns the room, for about so long; how the defect was found, or None."""
 
 
 class NotRun(Exception):
