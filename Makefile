@@ -72,7 +72,7 @@ fuzz: setup
 	@.ci/setup-fuzz
 	@$(BIN)/python -m tests.fuzz --runs $${RUNS:-100000} $(ARGS)
 
-mutants: setup
+mutants: fetch
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
 clean:

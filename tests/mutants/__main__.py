@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,9 @@ from tests.mutants.all import MUTANTS, NOTHING
 from tests.mutants.catalogue import LAYERS, Mutant
 from tests.mutants.layers import applies
 
+# The seconds after which a process is not waited for: a machine may be busy, and servers may be slow.
+_PATIENCE = 3_600
+_OUT_OF_CPU = getattr(signal, "SIGXCPU", 24)
 _INVARIANT = re.compile(r"\b([SRL]\d\d?)\b")
 
 
@@ -50,9 +54,9 @@ def try_one(mutant: Mutant, layer: str, seconds: float) -> Result:
     command = [sys.executable, "-m", "tests.mutants.one", mutant.name, layer, str(seconds)]
     began = time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10 * seconds + 300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired:
-        return Result(mutant, layer, "does not end", time.monotonic() - began)
+        return Result(mutant, layer, None, time.monotonic() - began, f"no answer after {_PATIENCE} s")
     try:
         said = json.loads(done.stdout.strip().splitlines()[-1])
         return Result(mutant, layer, said["how"], said["seconds"], said["error"])
@@ -62,6 +66,8 @@ def try_one(mutant: Mutant, layer: str, seconds: float) -> Result:
         last = told[-1] if told else ""
         if done.returncode == 70:
             return Result(mutant, layer, f"ends its process: {last}", time.monotonic() - began)
+        if done.returncode == -_OUT_OF_CPU:
+            return Result(mutant, layer, "does not end", time.monotonic() - began)
         return Result(mutant, layer, None, time.monotonic() - began, f"exit {done.returncode}: {last}")
 
 

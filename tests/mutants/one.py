@@ -41,6 +41,9 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+        # A defect may keep a layer going for ever: then the kernel ends this process.
+        most = int(5 * seconds) + 120
+        resource.setrlimit(resource.RLIMIT_CPU, (most, most + 5))
     except (ImportError, ValueError, OSError):
         pass
     if layer not in ("unit", "laws", "integration"):

@@ -70,8 +70,13 @@ def test_a_process_that_says_nothing_is_an_error_and_one_that_ends_itself_has_fo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = mutants.subprocess.run
-    for code, expected in ((3, (None, True)), (70, ("ends its process: why", False))):
-        command = f"import sys; print('why', file=sys.stderr); sys.exit({code})"
+    out_of_cpu = "import os, signal; os.kill(os.getpid(), signal.SIGXCPU)"
+    says = "import sys; print('why', file=sys.stderr); sys.exit({})"
+    for command, expected in (
+        (says.format(3), (None, True)),
+        (says.format(70), ("ends its process: why", False)),
+        (out_of_cpu, ("does not end", False)),
+    ):
         monkeypatch.setattr(
             mutants.subprocess, "run", lambda _, command=command, **how: run([sys.executable, "-c", command], **how)
         )
