@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from flowpilot.audit import projection, records, writer
+from flowpilot.ports.audit import Batch
 from flowpilot.ports.log import Fetched
 from flowpilot.router import cloudevents, positions, routing
 from flowpilot.router.output import Output
@@ -198,19 +199,39 @@ def audit_conflict_not_compared(patch: Patch) -> None:
     patch.setattr(store, "_conflicts", lambda connection, events: [])
 
 
-@audit("S7", "integration")
+@audit("S7", "integration", "simulation")
 def audit_offset_outside_the_transaction(patch: Patch) -> None:
     """The positions are committed before what was read up to them is stored."""
     from flowpilot.adapters.postgres import store
 
-    whole = store._advance
+    whole, write_whole = store._advance, writer.AuditWriter._write
 
     async def write(self: Any, batch: Any, project: Any) -> Any:
         await self._do(lambda connection: whole(connection, sorted(batch.advances)))
         return await self._do(lambda connection: store._write(connection, replace(batch, advances=[]), project))
 
+    async def write_twice(self: Any, records: Any) -> None:
+        if not isinstance(self._store, _TwoTransactions):
+            self._store = _TwoTransactions(self._store)
+        await write_whole(self, records)
+
     patch.setattr(store, "_advance", lambda connection, advances: whole(connection, advances) if advances else None)
     patch.setattr(store.PostgresAuditStore, "write", write)
+    patch.setattr(writer.AuditWriter, "_write", write_twice)
+
+
+class _TwoTransactions:
+    """Any store, its positions before its rows."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def write(self, batch: Any, project: Any) -> Any:
+        await self._store.write(Batch(advances=batch.advances), project)
+        return await self._store.write(replace(batch, advances=[]), project)
 
 
 @audit("S7", "integration")
@@ -356,10 +377,12 @@ def acknowledged_after_a_rebalance(patch: Patch) -> None:
 
 @agent("R2", "integration", "simulation")
 def records_of_an_earlier_assignment_are_kept(patch: Patch) -> None:
-    """Queued records of an older generation are processed, and acknowledged, in the new one."""
+    """What was fetched before a rebalance is processed, and acknowledged, after it."""
     from flowpilot_agents.execution import Executions
 
     patch.setattr(Executions, "_take", lambda self, delivered: self._waiting.extend(delivered.records))
+    patch.setattr(Executions, "give_back", lambda self: None)
+    patch.setattr(Executions, "suspend", lambda self: setattr(self, "serving", False))
 
 
 @agent("R1", "integration")
