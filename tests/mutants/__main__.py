@@ -17,14 +17,16 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 from tests.mutants.all import MUTANTS, NOTHING
 from tests.mutants.catalogue import LAYERS, Mutant
-from tests.mutants.layers import applies
+from tests.mutants.layers import BY_ROOM, applies
 
 # The seconds after which a process is not waited for: a machine may be busy, and servers may be slow.
 _PATIENCE = 3_600
+_BASELINE = 5.0
 _OUT_OF_CPU = getattr(signal, "SIGXCPU", 24)
 _INVARIANT = re.compile(r"\b([SRL]\d\d?)\b")
 
@@ -51,7 +53,7 @@ class Result(NamedTuple):
 
 def try_one(mutant: Mutant, layer: str, seconds: float) -> Result:
     """One defect against one layer, in a process of its own."""
-    command = [sys.executable, "-m", "tests.mutants.one", mutant.name, layer, str(seconds)]
+    command = [sys.executable, "-m", "tests.mutants.one", mutant.name, layer, mutant.room, str(seconds)]
     began = time.monotonic()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
@@ -138,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", nargs="+", choices=LAYERS, metavar="LAYER", default=list(LAYERS))
     parser.add_argument("--all", action="store_true", help="also the layers that need not find it")
     parser.add_argument("--seconds", type=float, default=45.0, help="CPU time that a layer which goes by seeds has")
+    parser.add_argument("--no-baseline", action="store_true", help="do not first run the layers without a defect")
     parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="processes")
     asked = parser.parse_args(arguments)
     work = [
@@ -146,7 +149,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for layer in asked.layers
         if applies(layer, known[name].room) and (asked.all or layer in known[name].layers)
     ]
+    if not asked.no_baseline and not baseline(work, asked.at_once):
+        return 1
     return report(try_all(work, asked.seconds, asked.at_once))
+
+
+def baseline(work: Sequence[tuple[Mutant, str]], at_once: int) -> bool:
+    """Whether the tests that are to find something find nothing where nothing is planted."""
+    rooms = {(layer, mutant.room if layer in BY_ROOM else NOTHING.room) for mutant, layer in work}
+    sound = [(replace(NOTHING, room=room), layer) for layer, room in sorted(rooms)]
+    wrong = [result for result in try_all(sound, _BASELINE, at_once) if result.how is not None or result.error]
+    for result in wrong:
+        print(f"WRONG: {result.layer} of {result.mutant.room} without any defect: {result.error or result.how}")
+    return not wrong
 
 
 if __name__ == "__main__":

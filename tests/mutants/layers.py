@@ -28,6 +28,9 @@ _INTEGRATION = {
 }
 _LAWS = ["tests/property/test_laws.py", "tests/property/test_edges.py", "tests/property/test_lineage.py"]
 
+BY_ROOM = ("unit", "integration")
+"""The layers whose tests depend on the room."""
+
 Layer = Callable[[str, float], str | None]
 """`layer(room, seconds)`: run what concerns the room, for about so long; how the defect was found, or None."""
 

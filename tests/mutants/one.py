@@ -1,4 +1,4 @@
-"""One defect against one layer: `python -m tests.mutants.one NAME LAYER SECONDS`; the verdict is the last line."""
+"""One defect against one layer: `python -m tests.mutants.one NAME LAYER ROOM SECONDS`; the last line is the verdict."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 
 import structlog
 
-from tests.mutants.all import MUTANTS, NOTHING
 from tests.mutants.layers import LAYERS, NotRun
 from tests.mutants.planting import plant
 
 _MEMORY = 4 << 30
+_WITHOUT_CHILDREN = ("storm", "exhaustive", "simulation")
 
 
-def verdict(name: str, layer: str, seconds: float) -> dict[str, Any]:
+def verdict(name: str, layer: str, room: str, seconds: float) -> dict[str, Any]:
     """How the layer found the defect (`how` None: it did not), and after how long; or why it did not run."""
-    room = {**MUTANTS, NOTHING.name: NOTHING}[name].room
     try:
         plant(name)
         began = time.process_time()
@@ -36,19 +35,21 @@ def _drop(*_: object) -> structlog.typing.EventDict:
 
 def main() -> None:
     """Run, and print the verdict as JSON."""
-    name, layer, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    name, layer, room, seconds = *sys.argv[1:4], float(sys.argv[4])
+    if layer in _WITHOUT_CHILDREN:
+        _bound(int(5 * seconds) + 120)
+        structlog.configure(processors=[_drop])
+    print(f"\n{json.dumps(verdict(name, layer, room, seconds))}", flush=True)
+
+
+def _bound(seconds: int) -> None:
+    """A defect may keep a layer going for ever: then the kernel ends this process."""
     try:
         import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
-        # A defect may keep a layer going for ever: then the kernel ends this process.
-        most = int(5 * seconds) + 120
-        resource.setrlimit(resource.RLIMIT_CPU, (most, most + 5))
-    except (ImportError, ValueError, OSError):
-        pass
-    if layer not in ("unit", "laws", "integration"):
-        structlog.configure(processors=[_drop])
-    print(f"\n{json.dumps(verdict(name, layer, seconds))}", flush=True)
+    except ImportError:  # not on Windows
+        return
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
 
 
 if __name__ == "__main__":

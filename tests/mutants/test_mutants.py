@@ -37,11 +37,23 @@ def test_every_defect_has_a_layer_that_must_find_it_and_is_run() -> None:
 
 
 def test_a_defect_that_is_none_survives(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--only", "nothing", "--layers", "storm", "--seconds", "0.5"]) == 1
+    assert main(["--only", "nothing", "--layers", "storm", "--seconds", "0.5", "--no-baseline"]) == 1
     said = capsys.readouterr().out
     assert "0 of 1 found" in said
     assert "SURVIVES: nothing" in said
     assert "WRONG: nothing / storm: not found by the layer that has to" in said
+
+
+def test_tests_that_fail_without_a_defect_are_no_proof(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        mutants, "try_one", lambda mutant, layer, seconds: Result(mutant, layer, "seed 0: S1: x", 0.1)
+    )
+    assert main(["--only", "no_gap_check", "--layers", "storm"]) == 1
+    said = capsys.readouterr().out
+    assert "WRONG: storm of engine without any defect: seed 0: S1: x" in said
+    assert "found;" not in said
 
 
 def test_a_defect_is_found_in_a_process_of_its_own() -> None:
