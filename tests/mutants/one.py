@@ -1,4 +1,4 @@
-"""One defect against one layer: `python -m tests.mutants.one NAME LAYER ROOM SECONDS`; the last line is the verdict."""
+"""A defect against a layer: `python -m tests.mutants.one NAME LAYER ROOM SECONDS`; the last line is the verdict."""
 
 from __future__ import annotations
 
