@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants import core, edges, protocol
+from tests.mutants import core, edges, engine, protocol, roles
 from tests.mutants.catalogue import Mutant, Patch
 
 
@@ -15,10 +15,10 @@ MUTANTS = {
     mutant.name: mutant
     for catalogue in (
         protocol.planted,
-        protocol.more,
+        engine.planted,
         core.planted,
-        edges.router,
-        edges.worker,
+        roles.router,
+        roles.worker,
         edges.audit,
         edges.agent,
     )

@@ -1,4 +1,4 @@
-"""What a planted defect is. The defects stand in `protocol`, `core` and `edges`."""
+"""What a planted defect is. The defects stand in `protocol`, `engine`, `core`, `roles` and `edges`."""
 
 from __future__ import annotations
 
