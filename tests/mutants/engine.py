@@ -17,6 +17,7 @@ from flowpilot.engine.owned import OwnedPartition
 from flowpilot.engine.table import PartitionTable, entry_of
 from flowpilot.ports.log import Fetched
 from tests.mutants.catalogue import Catalogue, Patch
+from tests.mutants.protocol import lawful_owner
 
 planted = Catalogue("engine")
 Shares = Sequence[tuple[OwnedPartition, list[Fetched]]]
@@ -28,9 +29,8 @@ def acknowledged_before_state(patch: Patch) -> None:
     whole = Engine._process
 
     async def process(self: Any, shares: Shares, *, skip: bool = False) -> list[Fetched]:
-        world = getattr(self._producer, "_world", None)
         for owned, records in shares:
-            process = world.lawful.get(owned.partition) if world is not None else None
+            process = lawful_owner(self, owned.partition)
             if process is not None and process.engine is self:
                 process.world.committed[owned.partition] = records[-1].offset + 1
         return await whole(self, shares, skip=skip)

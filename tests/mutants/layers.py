@@ -135,7 +135,7 @@ def applies(layer: str, room: str) -> bool:
         case "storm":
             return room in ("core", "engine")
         case "exhaustive":
-            return room in ("core", "engine") and _is_there("tests.exhaustive.explore")
+            return room == "core" and _is_there("tests.exhaustive.explore")
         case _:
             return _is_there("tests.simulation.simulate")
 

@@ -47,6 +47,12 @@ def outputs_before_state(patch: Patch) -> None:
     patch.setattr(Engine, "_process", process)
 
 
+def lawful_owner(engine: Any, partition: int) -> Any:
+    """Who commits for the partition, in the world of the storm; None in others, whose commits no engine sees."""
+    world = getattr(engine._producer, "_world", None)
+    return None if world is None else world.lawful.get(partition)
+
+
 @planted("R2", "storm")
 def acknowledged_before_outputs(patch: Patch) -> None:
     """What is finished is told before the outputs are sent: a commit may overtake them."""
@@ -55,9 +61,8 @@ def acknowledged_before_outputs(patch: Patch) -> None:
         works = [await self._fold(owned, [] if skip else records, records) for owned, records in shares]
         works = [work for work in works if work.records]
         await self._changelog.append([(work.owned, work.entries) for work in works])
-        owner = self._producer._world.lawful
         for work in works:
-            process = owner.get(work.owned.partition)
+            process = lawful_owner(self, work.owned.partition)
             if process is not None and process.engine is self:
                 process.world.committed[work.owned.partition] = work.records[-1].offset + 1
         await self._send([output for work in works for output in work.outputs])
