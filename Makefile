@@ -8,7 +8,7 @@ export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch demo test simulate exhaustive check format bench scale kill-loop clean
+.PHONY: help setup fetch demo test check format simulate exhaustive fuzz mutants bench scale kill-loop clean
 
 help:
 	@echo 'Examples'
@@ -22,12 +22,14 @@ help:
 	@echo '  fetch      download Kafka ahead of time'
 	@echo '  demo       run the demo'
 	@echo '  test       run the tests (ARGS=… goes to pytest)'
-	@echo '  simulate   the whole pipeline under faults, seed by seed (SEEDS=1000; ARGS="--seed 17" does one again)'
 	@echo '  check      ruff, mypy, import rules'
 	@echo '  format     let ruff format the code'
+	@echo '  simulate   the whole pipeline under faults, seed by seed (SEEDS=1000; ARGS="--seed 17" does one again)'
+	@echo '  exhaustive take one execution through everything that can come, up to 7 records (ARGS=… other bounds)'
+	@echo '  fuzz       give every decoder RUNS=100000 inputs that coverage guides (ARGS=… goes to the campaign)'
+	@echo '  mutants    plant defects and show which tests find each (ARGS=… goes to the run)'
 	@echo '  bench      measure throughput and latency (ARGS=… goes to the benchmark)'
 	@echo '  scale      let workers and engines join and leave under load (ARGS=… goes to the run)'
-	@echo '  exhaustive take one execution through everything that can come, up to 7 records (ARGS=… other bounds)'
 	@echo '  kill-loop  kill every role again and again under load (ARGS=… goes to the loop)'
 	@echo '  clean      remove .venv, caches and the local services'"'"' data'
 
@@ -69,6 +71,13 @@ exhaustive: setup
 
 kill-loop: fetch
 	@$(BIN)/python -m tests.chaos.kill_loop $(ARGS)
+
+fuzz: setup
+	@.ci/setup-fuzz
+	@$(BIN)/python -m tests.fuzz --runs $${RUNS:-100000} $(ARGS)
+
+mutants: fetch
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 clean:
 	@if [ -d .flowpilot ] && [ -x $(BIN)/python ]; then $(BIN)/python -m flowpilot.local remove; fi

@@ -89,7 +89,9 @@ def _started(changes: Changes, run: RunKey, event: HistoryEvent) -> None:
     row["started_at"] = event.at
     taken = event.fields.get("taken")
     for execution, steps in taken.items() if isinstance(taken, dict) else ():
-        for step in steps:
+        for step in steps if isinstance(steps, list) else ():
+            if not isinstance(step, str):
+                continue
             task = _task(changes, run, event._replace(step=step, attempt=0), born=True)
             task["status"] = StepStatus.COMPLETED.value
             task["taken_from"] = execution

@@ -110,14 +110,16 @@ def filtered(record: Fetched) -> TriggerFiltered | Divergence:
 
 def definition_change(record: Fetched) -> DefinitionChange | Divergence:
     """What a record of the definitions topic changes."""
-    kind, _, name = (record.key or b"").decode(errors="replace").partition("/")
     try:
+        kind, _, name = (record.key or b"").decode().partition("/")
         if kind == "def" and name:
             return _definition(record, name)
         if kind == "name" and name:
             return _name(record, name)
     except BadRecord as error:
         return diverges(record, error.reason, error.detail)
+    except UnicodeDecodeError:
+        pass
     return diverges(record, "wrong_key", "the key is neither def/<hash> nor name/<workflow>[@<version>]")
 
 

@@ -9,7 +9,7 @@ import structlog
 from flowpilot.core.murmur2 import partition_of
 from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.errors import EngineHalt, PartitionStopped
-from flowpilot.engine.owned import OwnedPartition, Watermark
+from flowpilot.engine.owned import OwnedPartition, Watermark, unreadable
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
 from flowpilot.ports.log import Reader
 from flowpilot_schemas.ids import root_id
@@ -55,7 +55,7 @@ async def claim(
     _check_age(table, now)
     epoch = await _append_claim(table, changelog, events.topic_id, nonce)
     table.claimed_at = max(table.claimed_at, now)
-    won = Watermark.of(table.get(WATERMARK_KEY))
+    won = _watermark(table)
     # An earlier owner may have gone on until the claim: what it wrote was merged, and may be newer than `end`.
     low, end = await reader.bounds(events.topics.events, table.partition)
     _check_log(table, events, low, end)
@@ -89,7 +89,7 @@ async def claim(
 async def _append_claim(table: PartitionTable, changelog: Changelog, topic_id: str, nonce: str) -> int:
     for _ in range(_CLAIMS):
         epoch, expected = table.highest_epoch + 1, table.next_changelog_offset
-        known = Watermark.of(table.get(WATERMARK_KEY))
+        known = _watermark(table)
         mine = known._replace(nonce=nonce, topic_id=topic_id).entry(epoch)
         [offset] = await changelog.send(table.partition, {WATERMARK_KEY: mine})
         if offset == expected:
@@ -117,8 +117,15 @@ async def _repair(table: PartitionTable, changelog: Changelog, epoch: int) -> No
     table.settle()
 
 
+def _watermark(table: PartitionTable) -> Watermark:
+    try:
+        return Watermark.of(table.get(WATERMARK_KEY))
+    except ValueError as error:
+        raise unreadable(table.partition, WATERMARK_KEY, error) from None
+
+
 def _check_log(table: PartitionTable, events: EventsTopic, low: int, end: int) -> None:
-    watermark = Watermark.of(table.get(WATERMARK_KEY))
+    watermark = _watermark(table)
     where = f"partition {table.partition} of {events.topics.events}"
     if watermark.topic_id and watermark.topic_id != events.topic_id:
         raise PartitionStopped(

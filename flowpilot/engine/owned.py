@@ -12,6 +12,7 @@ import orjson
 from flowpilot.core.render import is_over
 from flowpilot.core.state import Execution, decode_execution
 from flowpilot.engine.due import DueIndex
+from flowpilot.engine.errors import PartitionStopped
 from flowpilot.engine.keys import input_key, is_state, output_key, payload_of
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
 from flowpilot_schemas.definition import WorkflowDefinition
@@ -45,11 +46,27 @@ class Watermark(NamedTuple):
 
     @classmethod
     def of(cls, value: bytes | None) -> Watermark:
-        """The watermark in a table's value; that of an empty partition if there is none."""
+        """The watermark in a table's value; that of an empty partition if there is none. Raises ValueError."""
         if value is None:
             return cls()
-        found = orjson.loads(value)
-        return cls(found["w"], found["n"], found["t"], tuple([Trial(*trial) for trial in found.get("try", ())]))
+        match orjson.loads(value):
+            case {"w": int(offset), "n": str(nonce), "t": str(topic_id), **more}:
+                trials = more.get("try", [])
+                if isinstance(trials, list) and all(_is_trial(trial) for trial in trials):
+                    return cls(offset, nonce, topic_id, tuple([Trial(*trial) for trial in trials]))
+        raise ValueError("it is no watermark")
+
+
+def _is_trial(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(offset, int) for offset in value)
+
+
+def unreadable(partition: int, key: bytes, error: Exception) -> PartitionStopped:
+    """What stops a partition whose changelog has a record under `key` that cannot be read."""
+    return PartitionStopped(
+        f"partition {partition}: its changelog holds under {key[:100]!r} what no engine wrote "
+        f"({type(error).__name__}: {str(error)[:200]}): restore the changelog as it was before that record"
+    )
 
 
 class Ended(NamedTuple):
@@ -85,23 +102,33 @@ class OwnedPartition:
         return self.table.partition
 
     def index_all(self) -> None:
-        """Derive deadlines, windows and what has to be removed from the recovered table."""
-        states: dict[str, Execution] = {}
-        for key, entry in self.table.items():
-            if is_state(key) and entry.value is not None:
-                state = decode_execution(entry.value)
-                self.index(state)
-                for outbox in state.outbox:
-                    if outbox.cause > self.sent_through:
-                        self.owing.setdefault(outbox.cause, []).append(state.id)
-                states[state.id] = state
-        for key, entry in self.table.items():
-            payload = payload_of(key)
-            if payload is None or entry.src > self.watermark.offset:
-                continue  # of a batch that did not land whole: its records are folded again, and need it
-            holder = states.get(payload.execution)
-            if holder is None or holder.run != payload.run or is_over(holder):
-                self.ended.append(Ended((key,), max(entry.src, holder.src if holder else -1)))
+        """Derive deadlines, windows and what has to be removed from the recovered table.
+
+        Raises `PartitionStopped` for what no engine wrote: a process that ended over it would end everywhere.
+        """
+        key, states = b"", dict[str, Execution]()
+        try:
+            for key, entry in self.table.items():
+                if is_state(key) and entry.value is not None:
+                    state = self._recovered(entry.value)
+                    states[state.id] = state
+            for key, entry in self.table.items():
+                payload = payload_of(key)
+                if payload is None or entry.src > self.watermark.offset:
+                    continue  # of a batch that did not land whole: its records are folded again, and need it
+                holder = states.get(payload.execution)
+                if holder is None or holder.run != payload.run or is_over(holder):
+                    self.ended.append(Ended((key,), max(entry.src, holder.src if holder else -1)))
+        except Exception as error:
+            raise unreadable(self.partition, key, error) from error
+
+    def _recovered(self, value: bytes) -> Execution:
+        state = decode_execution(value)
+        self.index(state)
+        for outbox in state.outbox:
+            if outbox.cause > self.sent_through:
+                self.owing.setdefault(outbox.cause, []).append(state.id)
+        return state
 
     def index(self, state: Execution) -> None:
         """Take notice of a state that was put into the table."""

@@ -112,9 +112,12 @@ def headers_of(src: int, epoch: int) -> Headers:
 def entry_of(record: Fetched) -> Entry:
     """The entry in a changelog record. Without its headers it is nobody's: it loses against any other."""
     src = epoch = -1
-    for name, value in record.headers:
-        if name == HEADER_SRC:
-            src = int(value)
-        elif name == HEADER_EPOCH:
-            epoch = int(value)
+    try:
+        for name, value in record.headers:
+            if name == HEADER_SRC:
+                src = int(value)
+            elif name == HEADER_EPOCH:
+                epoch = int(value)
+    except ValueError:  # headers of somebody else's
+        return Entry(record.value, -1, -1)
     return Entry(record.value, src, epoch)

@@ -167,6 +167,18 @@ def test_l4_attempts_count_from_one_without_gaps_up_to_the_policy(run: Run) -> N
 @THOROUGH
 def test_l5_only_the_current_attempt_in_flight_is_applied(run: Run) -> None:
     """L5: an answer to anything else is told as ignored (a heartbeat: not even that) and changes nothing."""
+    _only_the_current_attempt(run)
+
+
+@given(run=definitions(), how=st.integers(0, 8), which=st.integers(0, 5))
+@THOROUGH
+def test_l5_an_attempt_that_was_followed_by_another_is_not_the_current(run: Run, how: int, which: int) -> None:
+    """L5, where chance seldom comes: the step is in flight again, and its earlier attempt answers."""
+    again = [Command("failed", which, 0, 0), Command("timer_due", 0, 0, 0), Command("stale", which, how, 0)]
+    _only_the_current_attempt(play(run, again * 2))
+
+
+def _only_the_current_attempt(run: Run) -> None:
     for turn in run.turns:
         if not isinstance(turn.message, d.Answer):
             continue

@@ -234,3 +234,12 @@ def test_batch_borders_and_redelivery_change_no_row(borders: list[int], again: l
         read = [item for batch in batches[: place + 1] for item in batch]
         batches[place] = [*batches[place], *read[start : start + length]]
     assert rows(batches) == rows([found])
+
+
+@pytest.mark.parametrize("steps", [5, None, "create", [7], {"create": 1}])
+def test_what_a_foreign_writer_calls_taken_over_changes_no_task(steps: Any) -> None:
+    first = started()
+    retry = retry_of(first, 1, run=5, taken={first.execution: steps})
+    changes = project(events(retry), {})
+    assert changes.executions[run_of(retry)]["status"] == "running"
+    assert not changes.tasks

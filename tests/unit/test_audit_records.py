@@ -143,3 +143,10 @@ def test_records_that_define_nothing(key: bytes | None, value: bytes, reason: st
     change = definition_change(Fetched("t.definitions", 0, 0, 5, key, value))
     assert isinstance(change, Divergence)
     assert change.reason == reason
+
+
+@pytest.mark.parametrize("key", [b"name/f\xffl", b"def/\xff", b"\xff/x"])
+def test_a_definitions_key_that_is_no_text_is_nobodys_for_the_audit_too(key: bytes) -> None:
+    found = definition_change(Fetched("t.definitions", 0, 3, 0, key, None))
+    assert isinstance(found, Divergence)
+    assert (found.reason, found.key) == ("wrong_key", key)

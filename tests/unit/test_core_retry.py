@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from flowpilot.core.events import CompletionIgnored
 from flowpilot.core.retry import JITTER, NO_HANDLER_PATIENCE_MS, backoff_ms, delay_ms, may_retry
 from flowpilot_schemas.definition import RetryPolicy
-from flowpilot_schemas.messages import StepError
+from flowpilot_schemas.messages import StepCompleted, StepError, StepFailed, StepHeartbeat, StepStarted
 from tests.property.run import T0, Run, chain_of
 
 MINUTE = 60_000
@@ -138,3 +139,20 @@ def test_a_worker_that_starts_and_then_has_no_handler_does_not_stretch_the_patie
         run.timer()
     assert run.is_over
     assert run.now - T0 <= NO_HANDLER_PATIENCE_MS + 30_000
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_late_answer_of_an_earlier_attempt_does_not_count_for_the_next(started: bool) -> None:
+    run = Run(chain_of("a"))
+    run.send(StepFailed(task_id=run.task("a", 1), error=StepError(kind="Boom")))
+    run.timer()
+    if started:
+        run.send(StepStarted(task_id=run.task("a", 2)))
+    before = run.state
+    error = StepError(kind="Fatal", retryable=False)
+    for late in (StepCompleted(task_id=run.task("a", 1)), StepFailed(task_id=run.task("a", 1), error=error)):
+        [ignored] = run.send(late)
+        assert isinstance(ignored, CompletionIgnored)
+        assert (ignored.attempt, ignored.reason) == (1, "stale_attempt")
+    assert run.send(StepHeartbeat(task_id=run.task("a", 1))) == []
+    assert run.state._replace(seq=0, head=b"", src=0) == before._replace(seq=0, head=b"", src=0)

@@ -10,7 +10,7 @@ from flowpilot.core.state import decode_execution
 from flowpilot.engine.errors import EngineHalt
 from flowpilot.engine.keys import state_key
 from flowpilot.engine.owned import Watermark
-from flowpilot.engine.table import WATERMARK_KEY, entry_of, headers_of
+from flowpilot.engine.table import HEADER_SRC, WATERMARK_KEY, entry_of, headers_of
 from flowpilot.ports.log import Record
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.ids import keyed_execution_id
@@ -328,3 +328,36 @@ def test_an_owner_that_is_merely_idle_is_at_work() -> None:
     world.land(changelog(state_key(execution), b"late", -1, 0))
     owner.take(0).to_end()
     assert owner.engine.stopped == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        (b"0ee6144c-a1a4-53ce-9f92-7f04c7a7a0bc", b"not json", "0ee6144c"),
+        (b"0ee6144c-a1a4-53ce-9f92-7f04c7a7a0bc", b'{"id":"x"}', "0ee6144c"),
+        (b"a/b", b"{}", "a/b"),
+        (WATERMARK_KEY, b"{}", "wm"),
+        (WATERMARK_KEY, b'{"w":"1","n":"","t":""}', "wm"),
+        (WATERMARK_KEY, b'{"w":-1,"n":"","t":"","try":[7]}', "wm"),
+    ],
+)
+def test_what_no_engine_wrote_stops_its_partition_and_no_other(key: bytes, value: bytes, named: str) -> None:
+    world = World(2)
+    world.land(changelog(key, value, -1, 7))
+    owner = world.owner(0, 1)
+    assert set(owner.engine.live()) == {1}
+    assert named in owner.engine.stopped[0]
+    assert "restore" in owner.engine.stopped[0]
+
+
+def test_a_changelog_record_with_broken_headers_is_nobodys() -> None:
+    world = World()
+    owner = world.owner()
+    execution = world.start(CHAIN, "1")
+    drain(owner)
+    owner.crash()
+    for broken in (b"", b"x", b"9" * 5_000):
+        world.land(Record(T.changelog, state_key(execution), b"foreign", 0, ((HEADER_SRC, broken),)))
+    world.owner()
+    winner = world.log.records(T.changelog)[-1]
+    assert (winner.key, decode_execution(winner.value or b"").id) == (state_key(execution), execution)

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from flowpilot.core import decide
-from flowpilot.engine.keys import input_key, state_key
+from flowpilot.core import events as e
+from flowpilot.engine import fold
+from flowpilot.engine.keys import input_key, output_key, state_key
 from flowpilot.engine.table import WATERMARK_KEY
 from flowpilot.ports.log import LogUnavailable
 from flowpilot_schemas import messages as m
@@ -236,6 +238,28 @@ def test_a_defect_in_the_fold_stops_one_execution_and_no_other(monkeypatch: pyte
     world.event(m.CancelExecution(execution=sick, actor="a"), sick)
     drain(world.lawful[0])
     assert world.history(sick)[-1] == "ExecutionCancelled"
+
+
+def test_what_a_record_changed_before_it_met_a_defect_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output is in the overlay, and the step message that it unblocks cannot be made."""
+    world = World()
+    owner = world.owner()
+    execution = world.start(CHAIN, "sick")
+    drain(owner)
+    whole = fold.render
+
+    def defect(definition: Any, state: Any, entry: Any, events: Any, *rest: Any) -> Any:
+        if any(isinstance(event, e.StepCompleted) for event in events):
+            raise ZeroDivisionError("defect")
+        return whole(definition, state, entry, events, *rest)
+
+    monkeypatch.setattr(fold, "render", defect)
+    world.event(completed(first_task(execution, 0, CHAIN)), execution)
+    drain(owner)
+    assert world.history(execution) == ["ExecutionStarted", "StepReady", "ExecutionIncident"]
+    keys = {record.key for record in world.log.records(T.changelog)}
+    assert input_key(execution, 0) in keys
+    assert output_key(execution, 0, "a") not in keys
 
 
 def test_the_dead_letter_of_a_defect_is_not_lost_with_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,130 @@
+"""More defects of the engine: what `make mutants` plants beside the rules of the protocol."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from flowpilot.core.status import TERMINAL_EXECUTION
+from flowpilot.engine import changelog as changelogs
+from flowpilot.engine import claim as claiming
+from flowpilot.engine.changelog import Changelog
+from flowpilot.engine.due import DueIndex
+from flowpilot.engine.engine import Engine
+from flowpilot.engine.overlay import Overlay
+from flowpilot.engine.owned import OwnedPartition
+from flowpilot.engine.table import PartitionTable, entry_of
+from flowpilot.ports.log import Fetched
+from tests.mutants.catalogue import Catalogue, Patch
+from tests.mutants.protocol import lawful_owner
+
+planted = Catalogue("engine")
+Shares = Sequence[tuple[OwnedPartition, list[Fetched]]]
+
+
+@planted("R2", "storm")
+def acknowledged_before_state(patch: Patch) -> None:
+    """A batch counts as finished before anything of it is in the changelog: a commit may overtake its states."""
+    whole = Engine._process
+
+    async def process(self: Any, shares: Shares, *, skip: bool = False) -> list[Fetched]:
+        for owned, records in shares:
+            process = lawful_owner(self, owned.partition)
+            if process is not None and process.engine is self:
+                process.world.committed[owned.partition] = records[-1].offset + 1
+        return await whole(self, shares, skip=skip)
+
+    patch.setattr(Engine, "_process", process)
+
+
+@planted("S9", "unit", "storm")
+def finished_state_dropped_at_once(patch: Patch) -> None:
+    """An execution that has ended is removed in the batch that ended it: it is not known again."""
+    whole = Overlay.writes
+
+    def writes(self: Any) -> Any:
+        yield from whole(self)
+        for state in self.changed.values():
+            if state.status in TERMINAL_EXECUTION:
+                yield state.id.encode(), None, state.src
+
+    patch.setattr(Overlay, "writes", writes)
+
+
+@planted("R1", "unit")
+def no_repair(patch: Patch) -> None:
+    """A claim does not write again what late records of an earlier owner lie behind."""
+
+    async def repair(table: PartitionTable, changelog: Changelog, epoch: int) -> None:
+        table.settle()
+
+    patch.setattr(claiming, "_repair", repair)
+
+
+@planted("R1", "unit")
+def epoch_before_src(patch: Patch) -> None:
+    """Of two records of a key the one of the later claim counts, whatever was folded into them."""
+
+    def load(self: Any, record: Fetched) -> None:
+        self.next_changelog_offset = max(self.next_changelog_offset, record.offset + 1)
+        entry = entry_of(record)
+        self.highest_epoch = max(self.highest_epoch, entry.epoch)
+        known = self._entries.get(record.key)
+        if known is None or (entry.epoch, entry.src) >= (known.epoch, known.src):
+            self._entries[record.key] = entry
+            self._overtaken.discard(record.key)
+        else:
+            self._overtaken.add(record.key)
+
+    patch.setattr(PartitionTable, "load", load)
+
+
+@planted("R1", "unit")
+def any_log_will_do(patch: Patch) -> None:
+    """A claim does not look whether the events topic is the one, and as long as, that the table was folded from."""
+    patch.setattr(claiming, "_check_log", lambda table, events, low, end: None)
+
+
+@planted("R1", "unit")
+def a_newer_owner_is_overwritten(patch: Patch) -> None:
+    """An owner takes the records of a newer claim for late ones of an older."""
+    whole = changelogs._answer
+
+    def answer(owned: OwnedPartition, written: Any, foreign: Any) -> Any:
+        ours = [record for record in foreign if entry_of(record).epoch < owned.epoch]
+        return whole(owned, written, ours)
+
+    patch.setattr(changelogs, "_answer", answer)
+
+
+@planted("L1", "unit")
+def crashes_are_not_counted(patch: Patch) -> None:
+    """A record that ends every process that takes it is taken again, for ever."""
+
+    async def write_trial(self: Any, owned: OwnedPartition, trial: Any) -> None:
+        return
+
+    patch.setattr(Engine, "_write_trial", write_trial)
+
+
+@planted("L1", "unit", "simulation")
+def timers_fire_once(patch: Patch) -> None:
+    """A deadline leaves the heap when its timer is sent, not when it is folded: a lost timer is not sent again."""
+    whole = DueIndex.set
+
+    def set_(self: DueIndex, execution: str, due: int | None) -> None:
+        rearmed = sys._getframe(1).f_code.co_name == "due_events"
+        whole(self, execution, None if rearmed else due)
+
+    patch.setattr(DueIndex, "set", set_)
+
+
+@planted("R2", "unit", "simulation")
+def refused_outputs_are_forgotten(patch: Patch) -> None:
+    """An output that the broker refuses for good is dropped: a step that was never sent is waited for."""
+
+    async def send(self: Any, outputs: Any) -> None:
+        await self._producer.send([output.record for output in outputs])
+
+    patch.setattr(Engine, "_send", send)

@@ -1,0 +1,184 @@
+"""Defects of the router and the worker."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from flowpilot.ports.log import Fetched
+from flowpilot.router import cloudevents, positions, routing
+from flowpilot.router.output import Output
+from flowpilot.router.reading import Served, serve
+from flowpilot.worker import answers
+from flowpilot.worker.attempts import Attempts
+from flowpilot.worker.control import Control
+from flowpilot.worker.intake import Intake
+from flowpilot.worker.partition import AssignedPartition, Entry
+from flowpilot.worker.records import Records
+from tests.mutants.catalogue import Catalogue, Patch
+
+router, worker = Catalogue("router"), Catalogue("worker")
+
+
+# -- router ---------------------------------------------------------------------------------------------------
+
+
+@router("S1", "unit", "simulation")
+def position_before_the_starts(patch: Patch) -> None:
+    """A position moves, and is committed, before the starts of its records are acknowledged."""
+    whole = Output.produce
+
+    async def produce(self: Output, batch: Any) -> None:
+        served = list(batch)
+        for each in served:
+            each.reading.cursor = max(each.reading.cursor, each.end)
+            each.done()
+        await self.commit([each.reading for each in served])
+        await whole(self, served)
+
+    patch.setattr(Output, "produce", produce)
+
+
+@router("S1", "unit", "simulation")
+def the_last_position_counts(patch: Patch) -> None:
+    """Of two positions of a key the last one written counts, though it be a slow router's."""
+    patch.setattr(positions, "_rank", lambda position: (0, 0))
+    whole = positions.Positions._take
+
+    def take(self: Any, record: Fetched) -> None:
+        whole(self, record)
+        self._greatest.update(self._last)
+
+    patch.setattr(positions.Positions, "_take", take)
+
+
+@router("S9", "unit", "simulation")
+def starts_with_ids_by_chance(patch: Patch) -> None:
+    """A record that is read again starts another execution."""
+    for name in ("record_execution_id", "keyed_execution_id", "event_execution_id"):
+        patch.setattr(routing, name, lambda *_: str(uuid.uuid4()))
+
+
+@router("S11", "unit", "simulation")
+def bad_trigger_records_are_skipped(patch: Patch) -> None:
+    """A trigger record that cannot be read starts nothing, and leaves no dead letter."""
+    whole = routing.route
+
+    def route(*given: Any, **more: Any) -> Any:
+        return [outcome for outcome in whole(*given, **more) if not isinstance(outcome, routing.DeadLetter)]
+
+    from flowpilot.router import reading
+
+    patch.setattr(routing, "route", route)
+    patch.setattr(reading, "route", route)
+
+
+@router("S1", "unit")
+def cloudevents_are_named_by_their_id(patch: Patch) -> None:
+    """Two systems that number their events alike share executions."""
+    whole = routing.event_execution_id
+    patch.setattr(routing, "event_execution_id", lambda workflow, source, event: whole(workflow, "", event))
+
+
+@router("S11", "unit")
+def what_contradicts_itself_is_taken(patch: Patch) -> None:
+    """A CloudEvent that is one thing in its headers and another in itself starts an execution."""
+    patch.setattr(cloudevents, "_agree", lambda name, held, told: None)
+
+
+@router("S1", "unit")
+def who_is_behind_skips_ahead(patch: Patch) -> None:
+    """A workflow that has yet to catch up is served with live records, and what lies between is never read."""
+    from flowpilot.router import router as routers
+
+    def all_of_them(where: Any, reading: Any, workflows: Any, arrived: Sequence[Fetched], end: int) -> Served:
+        return serve(where, reading, list(reading.readers(where)), arrived, end)
+
+    patch.setattr(routers, "serve", all_of_them)
+
+
+# -- worker ---------------------------------------------------------------------------------------------------
+
+
+@worker("S1", "unit", "simulation")
+def commit_past_an_unfinished_record(patch: Patch) -> None:
+    """A worker commits behind the last record that is finished, whatever before it is not."""
+
+    def finish(self: AssignedPartition, entry: Entry) -> None:
+        entry.finished = True
+        entry.attempt = None
+        self.position = max(self.position or 0, entry.offset + 1)
+        self._taken = type(self._taken)(taken for taken in self._taken if not taken.finished)
+        self._count_finished += 1
+
+    patch.setattr(AssignedPartition, "finish", finish)
+
+
+@worker("S1", "unit", "simulation")
+def finished_when_it_is_taken(patch: Patch) -> None:
+    """A record is finished when its handler begins: a worker that dies over it leaves it to nobody."""
+    whole = Attempts._begin
+
+    def begin(self: Attempts, attempt: Any) -> None:
+        whole(self, attempt)
+        if attempt.partition is not None:
+            self._records.finish(attempt.entry, attempt.partition)
+
+    patch.setattr(Attempts, "_begin", begin)
+
+
+@worker("S1", "unit", "simulation")
+def answers_are_sent_once(patch: Patch) -> None:
+    """Answers that the log did not take at the first try are dropped, and count as given."""
+
+    async def send(self: Any, batch: Any) -> None:
+        try:
+            deliveries = await self._producer.send([record for record, _ in batch])
+            errors = [delivery.error for delivery in deliveries]
+        except answers.LogUnavailable:
+            errors = [None] * len(batch)
+        for (_, acknowledged), error in zip(batch, errors, strict=True):
+            if acknowledged is not None:
+                acknowledged(error)
+
+    patch.setattr(answers.Answers, "_send", send)
+
+
+@worker("L1", "unit")
+def suspects_run_at_once(patch: Patch) -> None:
+    """What its last worker may have died over is run before its start is committed: it may kill all workers."""
+    whole = AssignedPartition.take
+
+    def take(self: AssignedPartition) -> tuple[Fetched, Entry, bool]:
+        return (*whole(self)[:2], False)
+
+    patch.setattr(AssignedPartition, "take", take)
+
+
+@worker("S2", "unit")
+def cancels_do_not_reach_handlers(patch: Patch) -> None:
+    """A worker begins and goes on with steps of executions that are cancelled."""
+    patch.setattr(Control, "is_over", lambda self, task, task_id: False)
+
+
+@worker("S11", "unit")
+def bad_step_messages_are_skipped(patch: Patch) -> None:
+    """A step message that is not understood is finished without a dead letter."""
+    patch.setattr(Records, "bury", lambda self, record, entry, partition, bad: self.finish(entry, partition))
+
+
+@worker("S1", "unit")
+def a_revoked_partition_is_committed_on(patch: Patch) -> None:
+    """What a worker gave away it commits all the same: its records that wait count as finished."""
+    whole = Intake._on_revoked
+
+    async def on_revoked(self: Any, partitions: Any) -> None:
+        for tp in partitions:
+            held = self._partitions.get(tp)
+            if held is not None and held.waiting:
+                held.position = held.waiting[-1].offset + 1
+                held._count_finished += len(held.waiting)
+        await whole(self, partitions)
+
+    patch.setattr(Intake, "_on_revoked", on_revoked)
