@@ -207,6 +207,7 @@ class Chaos:
         seconds = chance.choice((-5.0, -1.0, 1.0, 5.0))
         self.world.fault("clock_jump", f"{slot.process.name} by {seconds} s")
         slot.process.skew += seconds
+        slot.process.furthest = max(slot.process.furthest, slot.process.skew)
         return True
 
     # ---- the log and the database

@@ -26,7 +26,8 @@ class Process:
     def __init__(self, name: str, role: str = "world", skew: float = 0.0) -> None:
         self.name = name
         self.role = role
-        self.skew = skew
+        self.skew = self.furthest = skew
+        """And the furthest that it ever was ahead."""
         self.dead = self.paused = False
         self.silent_since: float | None = None
         """Since when it gives no sign of life: killed, or paused."""

@@ -127,6 +127,8 @@ class Online:
         value = orjson.loads(record.value or b"{}")
         execution = value["execution"]
         self.places[record.partition, record.offset] = (execution, value["run"], value["seq"])
+        # A zombie's state may land after the letter: then the record is folded after all.
+        self.given_up.discard((record.partition, value["cause"]))
         src = self.durable.get((record.partition, execution.encode()), (-1, 0, None))[0]
         if value["cause"] > src:
             what = f"{value['type']} {execution}/{value['run']} seq {value['seq']}"

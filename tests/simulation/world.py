@@ -112,9 +112,7 @@ class World:
         self.bad_events: list[tuple[int, int]] = []
         self.strays: set[tuple[bytes | None, bytes | None]] = set()
         where = routes(self.known, self.topics, self.limits)
-        self.online = Online(
-            self.topics, self.log, where, self.known.by_hash, self.report, lambda p: int(self.wall(p) * 1_000)
-        )
+        self.online = Online(self.topics, self.log, where, self.known.by_hash, self.report, self._latest_ms)
         self.engine_group = EngineGroup(self.broker, plan.partitions, self._engine_committed)
         self.broker.on_landed = self._landed
         self.broker.on_fault = self.fault
@@ -128,6 +126,10 @@ class World:
 
     def wall(self, process: Process) -> float:
         return BEGIN + self.loop.time() + process.skew
+
+    def _latest_ms(self, process: Process) -> int:
+        """What its clock may have shown at most until now."""
+        return int((BEGIN + self.loop.time() + process.furthest) * 1_000)
 
     def name_anew(self) -> str:
         """A name that was not given yet."""
