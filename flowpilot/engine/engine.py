@@ -190,7 +190,7 @@ class Engine:
         return [record for work in works for record in work.records]
 
     async def _fold(self, owned: OwnedPartition, records: Sequence[Fetched], covered: list[Fetched]) -> _Work:
-        """Fold `records`; the watermark moves over `covered`. Without `records` only what is owed is told."""
+        """Fold `records`; the watermark moves over `covered`. Without `records` those are passed over."""
         overlay = Overlay(owned.table, self._decoded)
         frame = Frame(
             owned.partition,
@@ -205,7 +205,7 @@ class Engine:
         )
         fold = Fold(frame)
         for record in () if records else covered:
-            fold.owed(record)
+            fold.pass_over(record)
         for position, record in enumerate(records):
             try:
                 await self._fold_one(fold, record)

@@ -103,6 +103,20 @@ class Fold:
             if state is not None and record.offset <= state.src:
                 self._send_again(record, state)
 
+    def pass_over(self, record: Fetched) -> None:
+        """Give the record up: from now on it has changed nothing. An earlier owner may have folded it and write
+        that late: it loses against what is put here. What was decided before this owner's claim is told."""
+        self.owed(record)
+        message = read_or_none(record)
+        execution = execution_of(message) if message is not None else None
+        if execution is None:
+            return
+        state = self._overlay.state(execution)
+        if state is None:
+            self._overlay.bar(execution, record.offset)
+        elif state.src < record.offset:
+            self._overlay.put(state._replace(src=record.offset))
+
     def fault(self, record: Fetched, detail: str) -> None:
         """The fold of `record` met a defect: a dead letter, and the execution stands still.
 

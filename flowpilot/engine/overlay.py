@@ -26,6 +26,7 @@ class Overlay:
         self._read: dict[str, Execution | None] = {}
         self._payloads: dict[bytes, tuple[bytes, int]] = {}
         self._definitions: dict[str, tuple[WorkflowDefinition, int]] = {}
+        self._barred: dict[str, int] = {}
         self._undo: list[Callable[[], object]] = []
         self.changed: dict[str, Execution] = {}
         # Runs whose key another run has taken: nobody will ask for their inputs and outputs again.
@@ -64,6 +65,10 @@ class Overlay:
             self._undo.append(self.replaced.pop)
         self._set(self._read, state.id, state)
         self._set(self.changed, state.id, state)
+
+    def bar(self, execution: str, src: int) -> None:
+        """Write that there is no state of the execution: none of `src` or before may turn up."""
+        self._set(self._barred, execution, src)
 
     def put_payload(self, key: bytes, value: bytes, src: int) -> None:
         """Store an input or output."""
@@ -107,5 +112,7 @@ class Overlay:
             yield definition_key(definition.hash), definition.model_dump_json().encode(), src
         for key, (value, src) in self._payloads.items():
             yield key, value, src
+        for execution, src in self._barred.items():
+            yield state_key(execution), None, src
         for state in self.changed.values():
             yield state_key(state.id), encode_execution(state), state.src

@@ -60,8 +60,8 @@ class Online:
         self.answered: set[str] = set()
         self.over: set[object] = set()
         self.buried: set[tuple[str, int, int]] = set()
-        self.given_up: set[tuple[int, int]] = set()
-        """Events (partition, offset) that no engine folded, since three processes ended over them."""
+        self.given_up: dict[tuple[int, int], bytes | None] = {}
+        """Events (partition, offset) that no engine folded, since three processes ended over them; their keys."""
         self._step_commits: dict[TopicPartition, int] = {}
         self._decoded: dict[tuple[int, bytes], tuple[bytes, Execution]] = {}
 
@@ -128,7 +128,7 @@ class Online:
         execution = value["execution"]
         self.places[record.partition, record.offset] = (execution, value["run"], value["seq"])
         # A zombie's state may land after the letter: then the record is folded after all.
-        self.given_up.discard((record.partition, value["cause"]))
+        self.given_up.pop((record.partition, value["cause"]), None)
         src = self.durable.get((record.partition, execution.encode()), (-1, 0, None))[0]
         if value["cause"] > src:
             what = f"{value['type']} {execution}/{value['run']} seq {value['seq']}"
@@ -161,7 +161,7 @@ class Online:
             # What was folded before (its reading again ended the processes) is in the state, letter or not.
             folded = self.durable.get((value["partition"], WATERMARK_KEY), (-1, 0, None))[0]
             if folded < value["offset"]:
-                self.given_up.add((value["partition"], value["offset"]))
+                self.given_up[value["partition"], value["offset"]] = record.key
         if value["source"] == "router":
             self.fates.add(("dead", value.get("workflow") or "", *place))
 

@@ -67,8 +67,9 @@ class Reference:
         for record in events:
             self.now = record.timestamp
             self._now = []
-            if (record.partition, record.offset) not in left_out:
-                finish(self.engine.process([record]))
+            given_up = (record.partition, record.offset) in left_out
+            shares = [(self.engine._owned[record.partition], [record])]
+            finish(self.engine._process(shares, skip=given_up))
             self.outputs[record.partition, record.offset] = self._now
 
     def states(self) -> dict[str, bytes]:

@@ -134,7 +134,7 @@ def _judge(world: World, end: _End) -> Evidence:
         definitions=world.known.by_hash,
         bad_events=world.bad_events,
         strays=world.strays,
-        given_up=world.online.given_up,
+        given_up=set(world.online.given_up),
         asked=world.asked,
         open=end.open,
         history=history,

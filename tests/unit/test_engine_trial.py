@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
+from flowpilot.core.state import decode_execution
 from flowpilot.engine import engine as engines
 from flowpilot.engine.fold import Fold
 from flowpilot.engine.owned import Watermark
 from flowpilot.engine.table import WATERMARK_KEY
 from flowpilot.ports.log import Fetched
-from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, drain, quiet  # noqa: F401
+from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, answer_all, drain, quiet  # noqa: F401
 
 
 class Killed(BaseException):
@@ -71,6 +72,32 @@ def test_what_is_in_the_state_already_is_not_given_up() -> None:
     assert world.history(execution) == ["ExecutionStarted", "StepReady"]
     assert len(world.tasks()) == 1
     assert world.dead_letters() == []
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_late_owner_does_not_bring_back_what_was_given_up(kills: set[int], begins: bool) -> None:
+    """One that had folded the record stands still; others give the record up; then what the first had on its way
+    lands. Nobody would ever tell what it had decided."""
+    world = World()
+    execution = world.start(CHAIN, "k")
+    if not begins:
+        drain(world.owner())
+        answer_all(world, set())
+    zombie = world.owner()
+    zombie.process(zombie.fetch(9)).before(lambda record: record.key == execution.encode())
+    kills.add(0 if begins else 1)
+    crashes_until_done(world, 9)
+    zombie.crash(ghosts=True)
+    world.land_ghosts()
+    owner = world.owner()
+    drain(owner)
+    stored = owner.engine.table(0).get(execution.encode())
+    if begins:
+        assert stored is None
+    else:
+        assert stored is not None
+        assert decode_execution(stored).steps[0].status == "ready"
+    assert "StepCompleted" not in world.history(execution)
 
 
 def test_several_of_them_in_one_batch(kills: set[int]) -> None:
