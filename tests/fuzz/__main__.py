@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -142,6 +143,7 @@ def main() -> int:
     if asked.repeat:
         return repeat(asked.repeat[0], Path(asked.repeat[1]))
     print(f"seed {asked.seed}", file=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and with it the targets' processes
     return report(campaign(asked.only, asked.runs, asked.seed, asked.at_once, asked.directory))
 
 

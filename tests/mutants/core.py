@@ -20,7 +20,7 @@ from tests.mutants.catalogue import Catalogue, Patch
 planted = Catalogue("core")
 
 
-@planted("S5", "unit", "laws", "storm", "exhaustive", "simulation")
+@planted("S5", "unit", "laws", "exhaustive")
 def stale_completion_applied(patch: Patch) -> None:
     """An answer to an earlier attempt counts as one to the current attempt."""
     whole = decide._why_ignored
@@ -34,7 +34,7 @@ def stale_completion_applied(patch: Patch) -> None:
     patch.setattr(decide, "_why_ignored", why_ignored)
 
 
-@planted("S5", "unit", "laws", "exhaustive", "simulation")
+@planted("S5", "unit", "laws", "exhaustive")
 def another_runs_completion_applied(patch: Patch) -> None:
     """An answer to another run of the same key counts for this one."""
     whole = decide._why_ignored
@@ -107,7 +107,7 @@ def double_terminal(patch: Patch) -> None:
     patch.setattr(decide, "_cancel", cancel)
 
 
-@planted("S2", "unit", "laws", "exhaustive", "simulation")
+@planted("S2", "unit", "laws", "exhaustive")
 def cancel_ignored(patch: Patch) -> None:
     """A cancel is recorded as one that came too late, whenever it comes."""
 
@@ -170,7 +170,7 @@ def timers_are_believed(patch: Patch) -> None:
     patch.setattr(decide, "_timer", timer)
 
 
-@planted("S10", "unit", "storm", "simulation")
+@planted("S10", "unit", "storm", "exhaustive", "simulation")
 def wall_clock_timers(patch: Patch) -> None:
     """Deadlines count from this machine's clock, and are compared with it, not with the broker's time."""
     whole = decide.decide
@@ -181,7 +181,7 @@ def wall_clock_timers(patch: Patch) -> None:
     patch.setattr(decide, "decide", by_the_wall)
 
 
-@planted("S1", "unit", "storm", "exhaustive", "simulation")
+@planted("S1", "unit", "storm")
 def dedupe_window_ignored(patch: Patch) -> None:
     """A start whose execution has ended begins another run, though its window has not passed."""
     whole = fold.holds
@@ -192,7 +192,7 @@ def dedupe_window_ignored(patch: Patch) -> None:
     patch.setattr(fold, "holds", holds)
 
 
-@planted("S1", "unit", "laws", "exhaustive", "simulation")
+@planted("S1", "unit", "laws")
 def other_input_of_a_key_is_the_same(patch: Patch) -> None:
     """The same key with another input counts as a duplicate: the conflict is told to nobody."""
     whole = decide.decide_again
@@ -208,13 +208,13 @@ def other_input_of_a_key_is_the_same(patch: Patch) -> None:
     patch.setattr(decide, "decide_again", decide_again)
 
 
-@planted("S6", "unit", "laws", "storm", "exhaustive", "simulation")
+@planted("S6", "laws", "storm", "exhaustive", "simulation")
 def hash_chain_not_linked(patch: Patch) -> None:
     """The hash of a history record is that of its value alone."""
     patch.setattr(render, "chain", lambda previous, value: sha256(value).digest())
 
 
-@planted("S6", "unit", "laws", "storm", "exhaustive", "simulation")
+@planted("S6", "storm", "exhaustive", "simulation")
 def every_decision_begins_a_chain(patch: Patch) -> None:
     """The first record of each decision has no predecessor."""
 

@@ -154,6 +154,16 @@ def a_lost_answer_counts_as_done(patch: Patch) -> None:
     patch.setattr(writer.AuditWriter, "_open", open_)
 
 
+@audit("S7", "simulation")
+def an_outrun_writer_goes_on(patch: Patch) -> None:
+    """A writer that another has overtaken does not look at the stored positions again."""
+
+    def start_over(self: Any) -> None:
+        self._pending.clear()
+
+    patch.setattr(writer.AuditWriter, "_start_over", start_over)
+
+
 # -- agent ----------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +202,7 @@ def swallowed_exception_in_the_agent(patch: Patch) -> None:
     patch.setattr(Executions, "_process", process)
 
 
-@agent("R2", "integration", "simulation")
+@agent("R2", "integration")
 def acknowledged_after_a_rebalance(patch: Patch) -> None:
     """What is finished after the partitions were given back is acknowledged all the same."""
     from flowpilot_agents.execution import Executions

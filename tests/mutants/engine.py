@@ -38,7 +38,7 @@ def acknowledged_before_state(patch: Patch) -> None:
     patch.setattr(Engine, "_process", process)
 
 
-@planted("S9", "unit", "storm")
+@planted("S9", "unit", "storm", "simulation")
 def finished_state_dropped_at_once(patch: Patch) -> None:
     """An execution that has ended is removed in the batch that ended it: it is not known again."""
     whole = Overlay.writes
@@ -62,7 +62,7 @@ def no_repair(patch: Patch) -> None:
     patch.setattr(claiming, "_repair", repair)
 
 
-@planted("R1", "unit")
+@planted("R1", "unit", "simulation")
 def epoch_before_src(patch: Patch) -> None:
     """Of two records of a key the one of the later claim counts, whatever was folded into them."""
 

@@ -31,7 +31,7 @@ T = Topics()
 Shares = Sequence[tuple[OwnedPartition, list[Fetched]]]
 
 
-@planted("S8", "storm")
+@planted("S8", "unit", "storm", "simulation")
 def outputs_before_state(patch: Patch) -> None:
     """What a batch has to say is sent before its states are in the changelog."""
 
@@ -73,7 +73,7 @@ def acknowledged_before_outputs(patch: Patch) -> None:
     patch.setattr(Engine, "_process", process)
 
 
-@planted("R2", "storm")
+@planted("R2", "unit", "storm", "simulation")
 def outbox_overwritten(patch: Patch) -> None:
     """A later fold drops the decisions that were not sent yet from the outbox."""
 
@@ -83,7 +83,7 @@ def outbox_overwritten(patch: Patch) -> None:
     patch.setattr(Fold, "_kept", kept)
 
 
-@planted("S6", "storm")
+@planted("S6", "storm", "simulation")
 def history_not_in_the_outbox(patch: Patch) -> None:
     """A record that is read again sends its steps and replies again, but not its history."""
     whole = Fold._send_again
@@ -98,13 +98,13 @@ def history_not_in_the_outbox(patch: Patch) -> None:
     patch.setattr(Fold, "_send_again", send_again)
 
 
-@planted("R2", "storm")
+@planted("R2", "unit", "storm", "simulation")
 def replay_sends_nothing(patch: Patch) -> None:
     """A record that is read again is passed over: its outputs may never have been sent."""
     patch.setattr(Fold, "_send_again", lambda self, record, state: True)
 
 
-@planted("R1", "storm")
+@planted("R1", "unit", "storm", "simulation")
 def last_record_wins(patch: Patch) -> None:
     """Recovery keeps the last record of a key, not that with the highest (src, epoch)."""
 
@@ -127,7 +127,7 @@ def no_gap_check(patch: Patch) -> None:
     patch.setattr(Changelog, "_settle", settle)
 
 
-@planted("S11", "storm")
+@planted("S11", "storm", "simulation")
 def below_the_watermark_nothing(patch: Patch) -> None:
     """A record below the recovered watermark makes no dead letter, sent or not (protocol.md a3)."""
     """protocol.md a3."""
@@ -171,7 +171,7 @@ def payloads_removed_unsent(patch: Patch) -> None:
     patch.setattr(engines, "tombstones", tombstones)
 
 
-@planted("R2", "storm")
+@planted("R2", "storm", "simulation")
 def starts_at_the_watermark(patch: Patch) -> None:
     """The committed position is left out of rule 1 (v): what was folded counts as sent."""
     whole = claiming.claim

@@ -40,7 +40,7 @@ def position_before_the_starts(patch: Patch) -> None:
     patch.setattr(Output, "produce", produce)
 
 
-@router("S1", "unit", "simulation")
+@router("S1", "unit")
 def the_last_position_counts(patch: Patch) -> None:
     """Of two positions of a key the last one written counts, though it be a slow router's."""
     patch.setattr(positions, "_rank", lambda position: (0, 0))
@@ -53,14 +53,14 @@ def the_last_position_counts(patch: Patch) -> None:
     patch.setattr(positions.Positions, "_take", take)
 
 
-@router("S9", "unit", "simulation")
+@router("S9", "unit")
 def starts_with_ids_by_chance(patch: Patch) -> None:
     """A record that is read again starts another execution."""
     for name in ("record_execution_id", "keyed_execution_id", "event_execution_id"):
         patch.setattr(routing, name, lambda *_: str(uuid.uuid4()))
 
 
-@router("S11", "unit", "simulation")
+@router("S11", "unit")
 def bad_trigger_records_are_skipped(patch: Patch) -> None:
     """A trigger record that cannot be read starts nothing, and leaves no dead letter."""
     whole = routing.route

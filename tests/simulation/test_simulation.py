@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutants.protocol import outputs_before_state
 from tests.simulation.__main__ import main
 from tests.simulation.plan import Changes
 from tests.simulation.shrink import shrink
@@ -42,9 +43,7 @@ def test_without_faults_nothing_ends_and_all_is_quiet_soon() -> None:
 
 
 def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.simulation.mutants import engine_sends_before_state
-
-    engine_sends_before_state(monkeypatch)
+    outputs_before_state(monkeypatch)
     verdict = run(0)
     assert "S8" in verdict.invariants
     small = shrink(verdict, tries=30)
