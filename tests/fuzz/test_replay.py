@@ -17,22 +17,18 @@ from tests.fuzz.target import Finding, Target
 from tests.fuzz.targets import TARGETS
 from tests.unit.engine_world import quiet  # noqa: F401
 
-FINDINGS = sorted((Path(__file__).parent / "findings").glob("*--*"))
+_FINDINGS = Path(__file__).parent / "findings"
 _MUTATIONS = 2_000
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_no_input_raises_anything_but_what_is_declared(target: Target) -> None:
-    for data in (*target.seeds, *target.inputs(_MUTATIONS, Random(17))):
+    found = [path.read_bytes() for path in sorted(_FINDINGS.glob(f"{target.name}--*"))]
+    for data in (*target.seeds, *found, *target.inputs(_MUTATIONS, Random(17))):
         try:
             target.try_one(data)
         except Exception as error:
             raise Finding(f"{target.name} does not take {data!r}") from error
-
-
-@pytest.mark.parametrize("path", FINDINGS, ids=lambda path: path.name)
-def test_what_was_found_once_is_not_found_again(path: Path) -> None:
-    TARGETS[path.name.partition("--")[0]].try_one(path.read_bytes())
 
 
 def test_the_replay_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
