@@ -129,8 +129,11 @@ def _verdict(failing: list[Verdict], faults: Counter[str], changes: Changes, see
 
 
 def _progress(done: int, seeds: int, began: float, failing: int) -> None:
-    if sys.stdout.isatty():
-        rate = done * 60 / max(time.monotonic() - began, 0.001)
+    rate = done * 60 / max(time.monotonic() - began, 0.001)
+    if not sys.stdout.isatty():
+        if done % 500 == 0:
+            print(f"{done} of {seeds} seeds, {rate:.0f} a minute, {failing} failing", flush=True)
+    else:
         print(f"\r{done} of {seeds} seeds, {rate:.0f} a minute, {failing} failing ", end="", flush=True)
 
 
