@@ -26,7 +26,7 @@ from flowpilot_schemas.topics import DAY
 from tests.property.scripts import TRACE
 from tests.unit.engine_world import WORKFLOWS, Call, Owner, T, World, is_halt, starting
 
-_BAD = (
+BAD_EVENTS = (
     None,
     b"",
     b"not json",
@@ -253,7 +253,7 @@ class Storm:
         elif kind < 0.62:
             self._retry()
         elif kind < 0.75:
-            world.raw(chance.choice(_BAD), chance.randrange(self.partitions))
+            world.raw(chance.choice(BAD_EVENTS), chance.randrange(self.partitions))
         elif kind < 0.85 and self.executions:
             execution = self._one_of_a_family()
             world.event(m.CancelExecution(execution=execution, actor="a"), execution)

@@ -10,23 +10,10 @@ import orjson
 from flowpilot.ports.log import Record
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import encode_message
+from tests.property.storm import BAD_EVENTS
 from tests.simulation.loop import WORLD
 from tests.simulation.workflows import TOPICS
 from tests.simulation.world import World
-
-_BAD = (
-    None,
-    b"",
-    b"not json",
-    b"\xff\xfe",
-    b"[]",
-    b'{"v":1}',
-    b'{"v":7,"type":"execution.start"}',
-    b'{"type":["list"]}',
-    b'{"type":"execution.start","execution":5}',
-    b'{"type":"step.completed","task_id":"x","output":NaN}',
-    b"[" * 300,
-)
 
 
 def duplicate(world: World, chance: random.Random) -> bool:
@@ -50,7 +37,7 @@ def bad_event(world: World, chance: random.Random) -> bool:
     kind = chance.random()
     if kind < 0.6:
         partition = chance.randrange(world.plan.partitions)
-        record = Record(topics.events, b"k", chance.choice(_BAD), partition)
+        record = Record(topics.events, b"k", chance.choice(BAD_EVENTS), partition)
         world.fault("bad_event")
         delivery = world.broker.append(record, WORLD)
         world.bad_events.append((partition, delivery.offset))
