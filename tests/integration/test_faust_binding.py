@@ -34,7 +34,9 @@ class EngineProcess:
         self.settings = settings
         self.journal = journal
         self.errors = journal.with_suffix(f".{time.monotonic_ns()}.err")
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "agents"), str(ROOT / "schemas")])
+        # What is on the path already stays: `make mutants` plants its defects in a child from there.
+        given = [path for path in (os.environ.get("PYTHONPATH"),) if path]
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "agents"), str(ROOT / "schemas"), *given])
         known = {
             "PYTHONPATH": paths,
             "FLOWPILOT_BOOTSTRAP_SERVERS": settings.bootstrap_servers,

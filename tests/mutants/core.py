@@ -192,7 +192,7 @@ def dedupe_window_ignored(patch: Patch) -> None:
     patch.setattr(fold, "holds", holds)
 
 
-@planted("S1", "unit", "laws")
+@planted("S1", "unit")
 def other_input_of_a_key_is_the_same(patch: Patch) -> None:
     """The same key with another input counts as a duplicate: the conflict is told to nobody."""
     whole = decide.decide_again
@@ -249,7 +249,7 @@ def a_deploy_changes_what_runs(patch: Patch) -> None:
     patch.setattr(Fold, "_definition_of", definition_of)
 
 
-@planted("S11", "unit", "storm", "simulation")
+@planted("S11", "unit", "simulation")
 def bad_records_are_skipped(patch: Patch) -> None:
     """A record that cannot be read is passed over: nobody hears of it."""
     patch.setattr(fold.Outputs, "dead_letter", lambda self, record, reason, detail: None)

@@ -149,6 +149,17 @@ def test_l3_a_step_with_all_dependencies_completed_is_not_forgotten(run: Run) ->
 @THOROUGH
 def test_l4_attempts_count_from_one_without_gaps_up_to_the_policy(run: Run) -> None:
     """L4: a step's attempts are 1, 2, …, at most `max_attempts`; `no_handler` keeps the attempt."""
+    _attempts_as_the_policy_says(run)
+
+
+@given(run=definitions(), which=st.integers(0, 5))
+@THOROUGH
+def test_l4_up_to_the_last_attempt_and_no_further(run: Run, which: int) -> None:
+    """L4, where chance seldom comes: a step fails until nothing is tried again."""
+    _attempts_as_the_policy_says(play(run, [Command("failed", which, 0, 0), Command("timer_due", 0, 0, 0)] * 6))
+
+
+def _attempts_as_the_policy_says(run: Run) -> None:
     promised: dict[str, int] = {}
     for turn in run.turns:
         for event in turn.decision.events:
