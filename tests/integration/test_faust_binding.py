@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from flowpilot.engine.table import headers_of
@@ -130,8 +130,17 @@ class Bench:
     def committed(self) -> dict[int, int]:
         """The group's positions, where there are any."""
         topic, count = self.settings.topics.events, self.settings.event_partitions
-        found = self._group.committed([TopicPartition(topic, number) for number in range(count)], 10)
+        asked = [TopicPartition(topic, number) for number in range(count)]
+        found = eventually(lambda: self._answered(asked), what="the group's coordinator")
         return {item.partition: item.offset for item in found if item.offset >= 0}
+
+    def _answered(self, asked: list[TopicPartition]) -> list[TopicPartition] | None:
+        try:
+            return self._group.committed(asked, 10)
+        except KafkaException as error:  # a broker that has just begun makes the groups' topic first
+            if error.args[0].code() not in (KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS):
+                raise
+            return None
 
     def members(self) -> int:
         """How many members the group has now."""
