@@ -36,8 +36,12 @@ class Engine(Protocol):
     async def process(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
         """Fold a batch, write, send; the records that may be acknowledged, in order.
 
-        All of a partition, or for a partition that is in `stopped` now, its first ones.
+        All of a partition, or its first ones: of one that is in `stopped` now, or after `cut_short`.
         """
+        ...
+
+    def cut_short(self) -> None:
+        """Let the `process` under way return soon, with what it has finished; the rest is read again."""
         ...
 
     def revoke(self, partition: int) -> None:

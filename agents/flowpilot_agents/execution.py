@@ -104,7 +104,7 @@ class Executions:
                     unfinished.add(record.partition)
                 elif record.partition in unfinished:
                     raise ValueError(f"partition {record.partition} is finished beyond an unfinished record")
-            if alive := unfinished - self.engine.stopped.keys():
+            if self.serving and (alive := unfinished - self.engine.stopped.keys()):
                 raise ValueError(f"partitions {sorted(alive)} are neither finished nor stopped")
         return {record.partition: record.offset + 1 for record in finished}
 
@@ -126,6 +126,7 @@ class Executions:
         self.serving = False
         self.assignment += 1
         self._waiting.clear()
+        self.engine.cut_short()
 
     async def idle(self, timeout: float) -> bool:
         """Wait for the batch under way; False if it takes longer than `timeout` seconds."""

@@ -89,6 +89,7 @@ class Engine:
         self._decoded: dict[str, WorkflowDefinition] = {}
         self._missing: set[str] = set()
         self.stopped: dict[int, str] = {}
+        self._is_cut_short = False
 
     def table(self, partition: int) -> PartitionTable:
         """The partition's table: empty and to be loaded from the changelog if it was not kept."""
@@ -128,8 +129,13 @@ class Engine:
         table.next_changelog_offset = end
         return table
 
+    def cut_short(self) -> None:
+        """Let the `process` under way return soon: what is taken record by record is left to the next owner."""
+        self._is_cut_short = True
+
     async def process(self, batch: Sequence[Fetched]) -> list[Fetched]:
         """Process records of one or more partitions; those that may be acknowledged now, in their order."""
+        self._is_cut_short = False
         shares: dict[int, list[Fetched]] = {}
         for record in batch:
             if record.partition in self._owned:
@@ -162,6 +168,8 @@ class Engine:
             else:
                 await self._write_trial(owned, Trial(share[0].offset, share[-1].offset))
             done += await self._process([(owned, share)], skip=given_up)
+            if self._is_cut_short:
+                break  # owners that take it from each other before the batch's end would never come on
         return done
 
     async def _write_trial(self, owned: OwnedPartition, trial: Trial) -> None:

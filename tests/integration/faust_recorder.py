@@ -68,6 +68,9 @@ class Recorder:
         self._busy = False
         return start
 
+    def cut_short(self) -> None:
+        """It takes no record by itself."""
+
     async def process(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
         self._enter("process")
         finished = []

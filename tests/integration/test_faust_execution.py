@@ -44,6 +44,10 @@ class Scripted:
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.under_way = 0
+        self.cuts = 0
+
+    def cut_short(self) -> None:
+        self.cuts += 1
 
     def table(self, partition: int) -> PartitionTable:
         return PartitionTable(partition)
@@ -154,6 +158,22 @@ def test_what_is_finished_after_the_partitions_were_given_back_is_not_acknowledg
         await made.end()
         assert made.engine.batches == [[event(0)]]
         assert made.executions.acknowledged == {}
+
+    run(scene())
+
+
+def test_a_batch_is_cut_short_when_the_partitions_are_asked_for_and_what_it_finished_counts() -> None:
+    async def scene() -> None:
+        made = Scene()
+        made.engine.go_on.clear()
+        made.engine.finish = lambda batch: batch[:2]
+        made.deliver(event(0), event(1), event(2))
+        await turns()
+        made.executions.suspend()
+        made.engine.go_on.set()
+        assert await made.executions.idle(5)
+        assert (made.engine.cuts, made.executions.acknowledged) == (1, {0: 2})
+        assert await made.end() is None
 
     run(scene())
 

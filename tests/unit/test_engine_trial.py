@@ -189,3 +189,25 @@ def test_later_batches_are_not_announced() -> None:
         owner.process(batch).to_end()
     written = [record.value or b"" for record in world.log.records(T.changelog)]
     assert sum(b"try" in value for value in written) == 5
+
+
+def test_an_owner_that_is_asked_for_the_partition_leaves_what_it_takes_one_by_one(kills: set[int]) -> None:
+    """Else owners that take it from each other faster than all that was in hand at a crash is done never come on."""
+    world = World()
+    for number in range(8):
+        world.start(BRIEF, str(number))
+    kills.add(7)
+    with pytest.raises(Killed):
+        drain(slain := world.owner())
+    slain.crash()
+    owner = world.owner()
+    call = owner.process(owner.fetch(8))
+    call.before(lambda record: record.topic == T.history, nth=5)  # the third record's
+    owner.engine.cut_short()
+    assert [record.offset for record in call.to_end()] == [0, 1, 2]
+    owner.commit(0)
+
+    kills.clear()
+    heir = world.owner()
+    assert heir.positions == {0: 3}
+    assert [record.offset for record in heir.process(heir.fetch(8)).to_end()] == [3, 4, 5, 6, 7]
