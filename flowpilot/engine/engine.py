@@ -130,7 +130,7 @@ class Engine:
         return table
 
     def cut_short(self) -> None:
-        """Let the `process` under way return soon: what is taken record by record is left to the next owner."""
+        """Let the `process` under way return soon: what is taken one by one is left to the next owner."""
         self._is_cut_short = True
 
     async def process(self, batch: Sequence[Fetched]) -> list[Fetched]:
