@@ -192,7 +192,7 @@ def test_later_batches_are_not_announced() -> None:
 
 
 def test_an_owner_that_is_asked_for_the_partition_leaves_what_it_takes_one_by_one(kills: set[int]) -> None:
-    """Else owners that take it from each other faster than all that was in hand at a crash is done never come on."""
+    """Else owners that take it from each other faster than what was in hand at a crash is done never come on."""
     world = World()
     for number in range(8):
         world.start(BRIEF, str(number))
