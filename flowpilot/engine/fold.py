@@ -107,8 +107,7 @@ class Fold:
         """Give the record up: from now on it has changed nothing. An earlier owner may have folded it and write
         that late: it loses against what is put here. What was decided before this owner's claim is told."""
         self.owed(record)
-        message = read_or_none(record)
-        execution = execution_of(message) if message is not None else None
+        execution = execution_of(read_or_none(record))
         if execution is None:
             return
         state = self._overlay.state(execution)
@@ -123,7 +122,7 @@ class Fold:
         A start is refused instead: a fact in the state, as the other is, or it would be lost with the process.
         """
         message = read_or_none(record)
-        execution = execution_of(message) if message is not None else None
+        execution = execution_of(message)
         state = self._overlay.state(execution) if execution else None
         decision = None
         if state is not None and not (state.forgotten or state.refused):

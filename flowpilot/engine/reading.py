@@ -59,9 +59,9 @@ def read_or_none(record: Fetched) -> m.Event | None:
         return None
 
 
-def execution_of(message: m.Event) -> str | None:
-    """The execution whose state the message is folded into; None for one that concerns the whole partition."""
-    if isinstance(message, m.Forget):
+def execution_of(message: m.Event | None) -> str | None:
+    """The execution whose state the message is folded into; None for none, or one that concerns the partition."""
+    if message is None or isinstance(message, m.Forget):
         return None
     if isinstance(message, m.RetryExecution):
         return root_id(message.execution)
@@ -72,7 +72,6 @@ def execution_of(message: m.Event) -> str | None:
 
 def is_folded(table: PartitionTable, record: Fetched) -> bool:
     """Whether the record is in the state of the execution that it concerns."""
-    message = read_or_none(record)
-    execution = execution_of(message) if message is not None else None
+    execution = execution_of(read_or_none(record))
     entry = table.entry(state_key(execution)) if execution is not None else None
     return entry is not None and record.offset <= entry.src
