@@ -29,6 +29,7 @@ from flowpilot.ports.log import Fetched
 from flowpilot.settings import Settings
 from flowpilot_schemas.ids import keyed_execution_id
 from tests.conftest import delete_topics
+from tests.lines import whole_lines
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -237,7 +238,7 @@ class RunningSystem(LocalSystem):
 
     def calls(self) -> list[str]:
         """The lines that handlers have noted."""
-        return self.calls_file.read_text().splitlines()
+        return whole_lines(self.calls_file)
 
 
 @contextmanager

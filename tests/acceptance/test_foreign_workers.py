@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.acceptance.running import PATIENCE, ROOT, RunningSystem
+from tests.lines import whole_lines
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
@@ -45,7 +46,7 @@ class ForeignWorker:
 
     def runs(self, execution: str) -> list[str]:
         """The task ids of this execution's step that it took, in order."""
-        lines = self._log.read_text().splitlines()
+        lines = whole_lines(self._log)
         taken = [line.removeprefix("runs ") for line in lines if line.startswith("runs ")]
         return [task for task in taken if task.startswith(f"{execution}/")]
 

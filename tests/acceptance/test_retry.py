@@ -16,7 +16,7 @@ pytestmark = pytest.mark.acceptance
 
 
 def calls(system: RunningSystem, execution: str) -> list[str]:
-    lines = system.calls_file.read_text().splitlines()
+    lines = system.calls()
     return [line.split()[0] for line in lines if line.split()[1:] == [execution]]
 
 

@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient
 
 from flowpilot.engine.table import headers_of
 from flowpilot.settings import Settings
+from tests.lines import whole_lines
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -52,9 +53,7 @@ class EngineProcess:
 
     def calls(self, name: str) -> list[Call]:
         """The calls of that name by this process, in order."""
-        text = self.journal.read_text() if self.journal.exists() else ""
-        found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        return [call for call in found if call["call"] == name and call["pid"] == self.process.pid]
+        return [call for call in self._calls() if call["call"] == name]
 
     def processed(self) -> dict[int, list[int]]:
         """Offsets by partition, in the order of processing."""
@@ -66,12 +65,14 @@ class EngineProcess:
     def owns(self) -> set[int]:
         """The partitions that it has claimed and not given back, by its last calls."""
         owned: set[int] = set()
-        text = self.journal.read_text() if self.journal.exists() else ""
-        for line in text.splitlines():
-            call = json.loads(line)
-            if call["pid"] == self.process.pid and call["call"] in ("assign", "revoke"):
+        for call in self._calls():
+            if call["call"] in ("assign", "revoke"):
                 (owned.add if call["call"] == "assign" else owned.discard)(call["partition"])
         return owned
+
+    def _calls(self) -> list[Call]:
+        calls = [json.loads(line) for line in whole_lines(self.journal)]
+        return [call for call in calls if call["pid"] == self.process.pid]
 
     def said(self) -> list[str]:
         """What it printed on stderr besides that it is ready."""

@@ -28,6 +28,7 @@ from flowpilot.adapters.kafka.admin import KafkaAdmin
 from flowpilot.settings import Settings
 from flowpilot_schemas.codec import decode, encode
 from flowpilot_schemas.history import iso
+from tests.lines import whole_lines
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -128,7 +129,7 @@ class Bench:
                 self._answers.append(decode(message.value()))
 
     def calls(self) -> Counter[str]:
-        return Counter(self.calls_file.read_text().splitlines())
+        return Counter(whole_lines(self.calls_file))
 
     def committed(self, partition: int = 0) -> int:
         wanted = ConsumerGroupTopicPartitions(self.group, [TopicPartition(self.topic, partition)])

@@ -21,6 +21,7 @@ from flowpilot_schemas.history import from_iso
 from flowpilot_schemas.topics import Topics
 from tests.chaos import kill_loop
 from tests.chaos.history import HistoryWatcher, StepDone
+from tests.lines import whole_lines
 from tests.scaling.load import Load
 from tests.scaling.workflows import STEPS_EACH, WORKFLOWS
 from tests.waiting import eventually
@@ -210,7 +211,7 @@ class Scaling:
         return Counter(" ".join(call[:3]) for call in self._calls(executions))
 
     def _calls(self, executions: Sequence[str] | None) -> list[list[str]]:
-        calls = [line.split() for line in self.calls_file.read_text().splitlines()]
+        calls = [line.split() for line in whole_lines(self.calls_file)]
         return [call for call in calls if executions is None or call[1] in executions]
 
     # The end
