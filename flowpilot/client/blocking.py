@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Self, TypeVar
 
-from flowpilot.client.client import ConnectedClient, Defined, IfExists
+from flowpilot.client.client import ConnectedClient, IfExists
 from flowpilot.client.handle import Handle
+from flowpilot.client.workflows import Defined
 
 T = TypeVar("T")
 
