@@ -35,7 +35,7 @@ class UnknownExecution(FlowPilotError):
         )
 
 
-class StartUnconfirmed(FlowPilotError, LogUnavailable):
+class StartUnconfirmed(LogUnavailable):
     """Kafka did not acknowledge a start. `sent`: it may have been taken all the same, as execution `execution`."""
 
     def __init__(self, execution: str, sent: bool, reason: str) -> None:
