@@ -17,7 +17,21 @@ def _ignore(_: bytes) -> None:
 
 
 class StepContext:
-    """One attempt, as its handler sees it. Usable from the handler's thread and from the event loop."""
+    """One attempt, as its handler sees it. Usable from the handler's thread and from the event loop.
+
+        @onboarding.step
+        def import_records(input: Batch, ctx: StepContext) -> int:
+            done = ctx.last_heartbeat or 0
+            for done in range(done, input.size):
+                if ctx.cancelled:
+                    break
+                ...
+                ctx.heartbeat(done + 1)
+            return done
+
+    `execution` (its id), `workflow` and `step` (their names) and `attempt`, from 1, say which one it is. A unit
+    test makes its own: `StepContext(TaskId(execution, run, step, attempt))`, `TaskId` of `flowpilot_schemas.ids`.
+    """
 
     __slots__ = (
         "_beat",

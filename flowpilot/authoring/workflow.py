@@ -35,7 +35,7 @@ _NAME = "use 1–100 of A–Z a–z 0–9 . _ -, with a letter or digit at both 
 
 
 class StepOptions(TypedDict, total=False):
-    """What `step` and `add_step` take; see `Workflow.step`."""
+    """What `Workflow.step` and `Workflow.add_step` take; it is told there."""
 
     name: str
     queue: str
@@ -51,11 +51,23 @@ class StepOptions(TypedDict, total=False):
 class Workflow:
     """A DAG of steps under a name and a version. Durations are `"30s"` or timedelta.
 
+        onboarding = Workflow(
+            "patient-onboarding", version="1", input=NewPatient,
+            triggers=[on_topic("patients.registered", unique_by="patient_id")],
+        )
+
+        @onboarding.step
+        def create_patient(input: NewPatient) -> Patient: ...
+
+        @onboarding.step(queue="notify", timeout="30s")
+        async def send_otp(create_patient: Patient) -> OtpSent: ...  # naming a parent is the dependency
+
     `input`: the type of the input (a pydantic model, a dataclass, any annotation), or None for any JSON.
+    `triggers`: the topics whose records start it (`on_topic`). `description`: for people.
     `queue`: the default queue of its steps, the workflow's name unless given. `retry`: their default.
     `timeout`: of a whole execution; None: none. `dedupe_window`: how long a completed execution answers a start
-    with its key. `retry_window`: how long a failed one can be retried from where it failed.
-    Raises `DefinitionError`.
+    with its key, at most 7 days. `retry_window`: how long a failed or cancelled one can be retried from where it
+    failed, at most 30 days. Raises `DefinitionError`.
     """
 
     def __init__(
@@ -107,9 +119,20 @@ class Workflow:
     def step(self, handler: Callable[..., Any] | None = None, /, **options: Any) -> Any:  # type: ignore[misc]
         """Declare the decorated function as a step; it is returned as it is.
 
-        Its parameters say what it takes: `input`, a parent step's name, `parents` (all of them), a `StepContext`.
-        `timeout` bounds one attempt from its start, `schedule_to_start` the wait before it, `heartbeat` the
-        silence during it. `output=True` marks the step whose output is the execution's.
+            @onboarding.step(retry=Retry(max_attempts=5), timeout="30s")
+            async def send_otp(create_patient: Patient, ctx: StepContext) -> OtpSent: ...
+
+        Its parameters say what it takes: `input`, a parent step's name, `parents` (the outputs of all of them, by
+        name), a `StepContext`. What it returns is JSON by its annotation, and is checked against what dependents
+        take.
+
+        `name`: the function's unless given. `queue`, `retry`: the workflow's unless given.
+        `depends_on`: steps (functions, `Step`s or names) that come before it, also where it takes nothing of them.
+        `timeout` bounds one attempt from its start (default 10 minutes), `heartbeat` the silence during it (30
+        seconds; a worker heartbeats by itself), `schedule_to_start` the wait for a worker before it (24 hours);
+        then, by `on_schedule_to_start`, the step fails (`"fail"`), the attempt counts as failed (`"retry"`), or the
+        wait is recorded and goes on (`"record"`).
+        `output=True` marks the step whose output is the execution's. Raises `DefinitionError`.
         """
         names = sys._getframe(1).f_locals  # where the annotations of a handler declared in a function may point
         if handler is not None:
@@ -129,7 +152,13 @@ class Workflow:
         args: Mapping[str, Any] | None = None,
         **options: Unpack[StepOptions],
     ) -> Step:
-        """The plain form of `step`, for loops: `args` are values for parameters, kept in the definition."""
+        """The plain form of `step`, for loops: `args` are values for parameters, kept in the definition.
+
+            for i in range(10):
+                report.add_step(render, name=f"part-{i}", depends_on=[collect], args={"page": i})
+
+        `options` as in `step`. Raises `DefinitionError`, also for a value that is not JSON or does not fit.
+        """
         return self._declare(handler, sys._getframe(1).f_locals, args=args, **options)
 
     @property

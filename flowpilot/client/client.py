@@ -79,12 +79,16 @@ class ConnectedClient:
         """Start an execution and return its handle as soon as the log has taken it.
 
         A `Workflow` object starts its own version, registered if need be; a name the current version, or
-        `version`. With `key`, the execution that this key names: if it exists already the handle is to that one,
-        or, with `if_exists="fail"`, `ExecutionExists` is raised (this asks the audit record, so it must be
-        running). `traceparent` (W3C Trace Context) goes with every step; unless given, it is that of
-        OpenTelemetry's current span, if there is one. Raises `UnknownWorkflow`, `WorkflowDeleted` (of an object,
-        within ten seconds), `VersionConflict` if the object's version is registered with other content,
-        `InputInvalid`, `NotSent`, `StartUnconfirmed` (a `LogUnavailable`).
+        `version`. `input`: of the workflow's input type, or what validates as it; with a name, what is JSON.
+        With `key`, the execution that this key names: if it exists already the handle is to that one, or, with
+        `if_exists="fail"`, `ExecutionExists` is raised (this asks the audit record, and raises `ResultTimeout` if
+        that does not tell within 30 seconds). `actor` stands in the audit record in the client's place.
+        `traceparent` (W3C Trace Context) goes with every step; unless given, it is that of OpenTelemetry's current
+        span, if there is one.
+
+        Raises `UnknownWorkflow`, `WorkflowDeleted` (of an object, within ten seconds), `VersionConflict` if the
+        object's version is registered with other content, `InputInvalid`, `NotSent`, `StartUnconfirmed` (a
+        `LogUnavailable`).
         """
         name = workflow if isinstance(workflow, str) else workflow.definition.name
         execution = _execution_id(name, key)
@@ -123,12 +127,19 @@ class ConnectedClient:
         return handle
 
     async def handle(self, execution: str) -> Handle:
-        """A handle to an execution started elsewhere; its result comes through the audit record."""
+        """A handle to an execution started elsewhere, by its id; its result comes through the audit record.
+
+        Raises `LogUnavailable`.
+        """
         await self._replies.begin()
         return self._handle(execution, None)
 
     async def cancel(self, execution: str, reason: str = "", *, actor: str | None = None) -> None:
-        """Ask for `execution` to be cancelled. Raises `InputInvalid` if that is no execution id."""
+        """Ask for `execution` (its id) to be cancelled; its result tells whether it was.
+
+        `reason`: its first 1,000 characters stand in the audit record. Raises `InputInvalid` if that is no
+        execution id, `NotSent`, `LogUnavailable`.
+        """
         self._check_id(execution, reason)
         message = CancelExecution(execution=execution, actor=actor or self._actor, reason=reason[:_REASON_KEPT])
         await self._send(execution, message)
@@ -149,7 +160,8 @@ class ConnectedClient:
         again, in the retried execution's version of the workflow or in `version`; then one that completed, or
         that the engine no longer holds, can be retried too, with its input from the audit record.
         Raises `RetryRefused` with the engine's reason, `RetryUnanswered` after `timeout` seconds, `InputInvalid`,
-        `UnknownWorkflow`, `NotSent`, `LogUnavailable`.
+        `UnknownWorkflow`, `UnknownExecution` (with `version`, where the audit record does not tell), `NotSent`,
+        `LogUnavailable`.
         """
         self._check_id(execution, reason)
         if version is not None and not from_start:
@@ -179,7 +191,7 @@ class ConnectedClient:
         """Register a workflow's definition; False if it was there. With `move_pointer` it becomes current.
 
         Raises `VersionConflict` if the version has another content already; without `move_pointer`,
-        `WorkflowDeleted`.
+        `WorkflowDeleted`; `LogUnavailable`.
         """
         await self._connection.definitions.refresh()
         return await self._connection.definitions.register(workflow.definition, move_pointer=move_pointer)

@@ -67,7 +67,8 @@ class ExecutionEndedBadly(FlowPilotError):
 
 
 class ExecutionFailed(ExecutionEndedBadly):
-    """`errors`: step to `{"kind", "message"}`."""
+    """It failed, as `result` tells. `errors`: by failed step, `{"kind", "message"}`; `reason`: `timed_out` where
+    the whole execution was, else None."""
 
     def __init__(self, execution: str, errors: dict[str, Any], reason: str | None = None) -> None:
         self.errors, self.reason = errors, reason
@@ -76,7 +77,7 @@ class ExecutionFailed(ExecutionEndedBadly):
 
 
 class ExecutionCancelled(ExecutionEndedBadly):
-    """Somebody cancelled it."""
+    """It was cancelled, as `result` tells; `reason` is the one that was given."""
 
     def __init__(self, execution: str, reason: str | None) -> None:
         self.reason = reason
@@ -84,7 +85,7 @@ class ExecutionCancelled(ExecutionEndedBadly):
 
 
 class ExecutionRefused(ExecutionEndedBadly):
-    """It never began."""
+    """It never began; `reason` says why."""
 
     def __init__(self, execution: str, reason: str | None) -> None:
         self.reason = reason
