@@ -13,7 +13,8 @@ from flowpilot.ports.log import Consumer, Fetched, LogUnavailable, Reader, Rebal
 from flowpilot.worker.partition import AssignedPartition
 
 _log = structlog.get_logger("flowpilot.worker")
-# A commit waits for the poll before it: so long at most.
+
+# All in seconds. A commit waits for the poll before it: so long at most.
 _POLL = 0.05
 _COMMIT_INTERVAL = 0.2
 _SHORTEST_COMMIT_INTERVAL = 0.005
