@@ -25,7 +25,7 @@ from flowpilot.worker.attempts import Attempts
 from flowpilot.worker.control import Control
 from flowpilot.worker.errors import WorkerExhausted
 from flowpilot.worker.handlers import Handlers
-from flowpilot.worker.intake import Intake, MakeConsumer
+from flowpilot.worker.intake import ConsumerFactory, Intake
 from flowpilot.worker.observed import Observed
 from flowpilot.worker.records import Records
 from flowpilot.worker.traced import Traced
@@ -57,7 +57,7 @@ class StepWorker:
         topics: Topics,
         producer: Producer,
         reader: Reader,
-        make_consumer: MakeConsumer,
+        make_consumer: ConsumerFactory,
         definitions: Definitions,
         move_pointer: bool = False,
         concurrency: int = 16,
