@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from importlib.util import find_spec
-from typing import Self
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.config import producer_properties, reader_properties
@@ -64,9 +63,6 @@ class Client(ConnectedClient):
             print(client.start(onboarding, NewPatient(...)).result(timeout=30))
         """
         return BlockingClient(lambda: cls(settings, actor=actor))
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def close(self) -> None:
         """Stop reading replies and let go of connections. Executions go on."""

