@@ -19,15 +19,11 @@ def _ignore(_: bytes) -> None:
 class StepContext:
     """One attempt, as its handler sees it. Usable from the handler's thread and from the event loop.
 
-        @onboarding.step
-        def import_records(input: Batch, ctx: StepContext) -> int:
-            done = ctx.last_heartbeat or 0
-            for done in range(done, input.size):
-                if ctx.cancelled:
-                    break
-                ...
-                ctx.heartbeat(done + 1)
-            return done
+        @importing.step
+        def load(input: Batch, ctx: StepContext) -> None:
+            for row in range(ctx.last_heartbeat or 0, input.rows):
+                insert(input.file, row, once=f"{ctx.idempotency_key}/{row}")
+                ctx.heartbeat(row + 1)  # where another attempt goes on
 
     `execution` (its id), `workflow` and `step` (their names) and `attempt`, from 1, say which one it is. A unit
     test makes its own: `StepContext(TaskId(execution, run, step, attempt))`, `TaskId` of `flowpilot_schemas.ids`.

@@ -67,8 +67,8 @@ class ExecutionEndedBadly(FlowPilotError):
 
 
 class ExecutionFailed(ExecutionEndedBadly):
-    """It failed, as `result` tells. `errors`: by failed step, `{"kind", "message"}`; `reason`: `timed_out` where
-    the whole execution was, else None."""
+    """The execution failed. `errors`: by failed step, `{"kind", "message"}`; `reason`: `timed_out` where the whole
+    execution was, else None."""
 
     def __init__(self, execution: str, errors: dict[str, Any], reason: str | None = None) -> None:
         self.errors, self.reason = errors, reason
@@ -77,7 +77,7 @@ class ExecutionFailed(ExecutionEndedBadly):
 
 
 class ExecutionCancelled(ExecutionEndedBadly):
-    """It was cancelled, as `result` tells; `reason` is the one that was given."""
+    """The execution was cancelled; `reason` is the one that was given, if any."""
 
     def __init__(self, execution: str, reason: str | None) -> None:
         self.reason = reason
@@ -85,7 +85,7 @@ class ExecutionCancelled(ExecutionEndedBadly):
 
 
 class ExecutionRefused(ExecutionEndedBadly):
-    """It never began; `reason` says why."""
+    """The execution never began; `reason` says why."""
 
     def __init__(self, execution: str, reason: str | None) -> None:
         self.reason = reason
@@ -105,7 +105,7 @@ class ResultOmitted(FlowPilotError):
 
 
 class ExecutionExists(FlowPilotError):
-    """`if_exists="fail"`: the key has an execution already. `conflict`: it was started with another input."""
+    """`if_exists="fail"`: the key has an execution already. `conflict`: that was started with another input."""
 
     def __init__(self, execution: str, key: str | None, *, conflict: bool) -> None:
         self.execution, self.key, self.conflict = execution, key, conflict
