@@ -1,5 +1,18 @@
 """FlowPilot: a workflow engine whose public contract is Kafka.
 
+    from flowpilot import Client, Worker, Workflow
+
+    greeting = Workflow("greeting", version="1")
+
+    @greeting.step
+    def greet(input: str) -> str:
+        return f"Hello {input}"
+
+    Worker(greeting).run()                                      # in one process
+
+    with Client.blocking() as client:                           # in another
+        print(client.start(greeting, "Ada").result(timeout=30))
+
 Names are imported on first use, so that `import flowpilot` costs nothing and needs no broker library.
 """
 

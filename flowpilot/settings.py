@@ -14,6 +14,7 @@ from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from flowpilot.core.errors import FlowPilotError
 from flowpilot_schemas.limits import Limits
 from flowpilot_schemas.topics import LARGE_MESSAGE, Topics
 
@@ -24,7 +25,7 @@ _SERVERS = ("bootstrap_servers", "database_url")
 _LONGEST_ACTOR = 200
 
 
-class SettingsError(Exception):
+class SettingsError(FlowPilotError):
     """A setting cannot be used as it is; the message names it and what it takes."""
 
 

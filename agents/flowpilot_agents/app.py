@@ -16,11 +16,13 @@ from flowpilot_agents.table import EngineTables, ExecutionTable
 from flowpilot_agents.transport import Transport
 from flowpilot_agents.watch import end_process
 
+# All in seconds.
 SESSION_TIMEOUT = 8.0
 HEARTBEAT_INTERVAL = 2.0
 COMMIT_INTERVAL: Seconds = 0.5
 # A batch that takes longer is given up on: the member leaves the group.
 MAX_POLL_INTERVAL = 60.0
+
 # Of a changelog in recovery; the engine takes its own batches out of it.
 RECORDS_A_FETCH = 2_000
 

@@ -115,7 +115,7 @@ class Executions:
                 return
             try:
                 await self.engine.tick()
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - any doubt ends the process
                 end_process("a timer failed", error)
             self._report_stopped()
 
@@ -159,7 +159,7 @@ class Executions:
                     return {}
                 try:
                     starts[partition] = await self.engine.assign(partition, committed[partition])
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:  # noqa: BLE001 - any doubt ends the process
                     end_process(f"partition {partition} could not be taken over", error)
             self._stopped &= self.engine.stopped.keys()
             self._report_stopped()

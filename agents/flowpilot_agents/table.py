@@ -92,7 +92,7 @@ class BulkRecovery(Recovery):
             for record in records:
                 take(record)
                 offset = record.offset
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - any doubt ends the process
             end_process(f"changelog partition {tp.partition} cannot be read after offset {offset}", error)
         self.active_offsets[tp] = offset
         self._end_if_complete()

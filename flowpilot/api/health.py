@@ -17,7 +17,7 @@ from flowpilot.ports.log import LogUnavailable
 
 router = APIRouter(tags=["health"])
 
-READY_WITHIN = 5.0
+READY_WITHIN = 5.0  # seconds
 
 
 @router.get("/healthz", summary="Whether the process lives", responses={200: {"model": Alive}})

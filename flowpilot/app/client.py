@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from importlib.util import find_spec
-from typing import Self
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.config import producer_properties, reader_properties
@@ -20,14 +19,16 @@ from flowpilot_schemas.messages import ExecutionEnded
 
 
 class Client(ConnectedClient):
-    """Starts executions, waits for their results, cancels and retries them. Settings come from the environment.
+    """Starts executions, waits for their results, cancels and retries them.
 
         async with Client() as client:
             handle = await client.start(onboarding, NewPatient(...), key="p-17")
             print(await handle.result())
 
-    Used on one event loop. `Client.blocking()` is the same without async. `patience`: seconds until Kafka's
-    silence is an error, instead of librdkafka's five minutes.
+    Used on one event loop. `Client.blocking()` is the same without async. `settings`: unless given, those of the
+    environment. `actor`: who asks, in the audit record; unless given, the settings' or the user's name.
+    `patience`: seconds until Kafka's silence is an error, instead of librdkafka's five minutes.
+    Raises `SettingsError`.
     """
 
     def __init__(
@@ -56,11 +57,12 @@ class Client(ConnectedClient):
 
     @classmethod
     def blocking(cls, settings: Settings | None = None, *, actor: str | None = None) -> BlockingClient:
-        """A client without async; close it, or use `with`."""
-        return BlockingClient(lambda: cls(settings, actor=actor))
+        """A client without async; close it, or use `with`.
 
-    async def __aenter__(self) -> Self:
-        return self
+        with Client.blocking() as client:
+            print(client.start(onboarding, NewPatient(...)).result(timeout=30))
+        """
+        return BlockingClient(lambda: cls(settings, actor=actor))
 
     async def close(self) -> None:
         """Stop reading replies and let go of connections. Executions go on."""

@@ -19,7 +19,7 @@ from flowpilot.settings import Settings
 
 # Records: a role that is so far behind does not keep up, or has only just been started.
 MANY = 1_000
-_PATIENCE = 4.0
+_PATIENCE = 4.0  # seconds
 
 
 class Check(NamedTuple):

@@ -133,6 +133,16 @@ def _origin(row: WorkflowExecution) -> str | None:
 
 def _task(task: TaskExecution) -> Fields:
     return {
+        **standing(task),
+        "broker_task_id": task.broker_task_id,
+        "output": task.output,
+        "error": task.error,
+    }
+
+
+def standing(task: Any) -> Fields:
+    """Where a task stands; `task` is a `TaskExecution`, or a row with those of its columns."""
+    return {
         "step": task.step_name,
         "status": task.status,
         "attempt": task.attempt,
@@ -142,9 +152,6 @@ def _task(task: TaskExecution) -> Fields:
         "finished_at": moment(task.finished_at),
         "retry_at": moment(task.retry_at),
         "worker_id": task.worker_id,
-        "broker_task_id": task.broker_task_id,
-        "output": task.output,
-        "error": task.error,
     }
 
 

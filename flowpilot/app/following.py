@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from flowpilot.adapters.postgres.engine import connect
 from flowpilot.adapters.postgres.progress import Progress
 from flowpilot.app.database import explained
-from flowpilot.app.executions import Fields, graph_of, moment
+from flowpilot.app.executions import Fields, graph_of, moment, standing
 from flowpilot.settings import Settings
 
 
@@ -32,7 +31,7 @@ class Follower:
         run, rows = seen
         graph = graph_of(self._progress.definition)
         steps = {step["step"]: step for step in graph}
-        changed = [{**steps.get(row.step_name, {}), **_task(row)} for row in rows]
+        changed = [{**steps.get(row.step_name, {}), **standing(row), "error": row.error} for row in rows]
         self._tasks.update((task["step"], task) for task in changed)
         found = {
             "execution": run.execution_id,
@@ -59,18 +58,3 @@ def following(settings: Settings, execution: str) -> Iterator[Follower]:
         yield Follower(settings, Progress(engine, execution))
     finally:
         engine.dispose()
-
-
-def _task(row: Any) -> Fields:
-    return {
-        "step": row.step_name,
-        "status": row.status,
-        "attempt": row.attempt,
-        "taken_from": row.taken_from,
-        "ready_at": moment(row.ready_at),
-        "started_at": moment(row.started_at),
-        "finished_at": moment(row.finished_at),
-        "retry_at": moment(row.retry_at),
-        "worker_id": row.worker_id,
-        "error": row.error,
-    }

@@ -8,7 +8,7 @@ from threading import Timer
 from flowpilot.adapters.kafka.admin import KafkaAdmin
 from flowpilot.settings import Settings
 
-HINT_AFTER = 1.0
+HINT_AFTER = 1.0  # seconds
 
 
 def reach_kafka(settings: Settings, waiting: Callable[[str], None]) -> None:

@@ -31,8 +31,9 @@ class Worker:
 
         Worker(onboarding).run()
 
-    `queues`: only these, else all of the workflows'. `concurrency`: handlers that run at once. Settings come
-    from the environment. Raises `DefinitionError` for a workflow that is not complete, `UnknownQueue`.
+    `queues`: only these, else all of the workflows'. `concurrency`: handlers that run at once, else the settings'
+    (16). `settings`: unless given, those of the environment. Raises `DefinitionError` for a workflow that is not
+    complete, `UnknownQueue`, `SettingsError`.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class Worker:
         self._stopped = False
 
     def run(self, on_ready: Callable[[list[str]], None] = lambda queues: None) -> int:
-        """Serve until SIGTERM or SIGINT (in the main thread) or `stop`; the exit code. A loop that runs already
-        awaits `serve` instead. Raises `WorkerExhausted`, `VersionConflict`, `AdminError`,
-        `MetricsUnavailable`.
+        """Serve until SIGTERM or SIGINT (in the main thread) or `stop`; the exit code: 0, or 130 after SIGINT.
+
+        `on_ready` is called with the queues once they are subscribed to. A loop that runs already awaits `serve`
+        instead. Raises `WorkerExhausted`, `VersionConflict`, `AdminError`, `MetricsUnavailable`.
         """
         if threading.current_thread() is not threading.main_thread():
             asyncio.run(self.serve(on_ready))
@@ -63,7 +65,7 @@ class Worker:
         return asyncio.run(run_until_signalled(_Signalled(self, on_ready)))
 
     async def serve(self, on_ready: Callable[[list[str]], None] = lambda queues: None) -> None:
-        """`run` on the running loop, without a look at signals."""
+        """Serve until `stop`: `run` on the running loop, without a look at signals. Raises as `run`."""
         with serving_metrics(self._settings, "worker") as meter:
             await self._serve(meter, on_ready)
 

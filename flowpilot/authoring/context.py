@@ -17,7 +17,17 @@ def _ignore(_: bytes) -> None:
 
 
 class StepContext:
-    """One attempt, as its handler sees it. Usable from the handler's thread and from the event loop."""
+    """One attempt, as its handler sees it. Usable from the handler's thread and from the event loop.
+
+        @importing.step
+        def load(input: Batch, ctx: StepContext) -> None:
+            for row in range(ctx.last_heartbeat or 0, input.rows):
+                insert(input.file, row, once=f"{ctx.idempotency_key}/{row}")
+                ctx.heartbeat(row + 1)  # where another attempt goes on
+
+    `execution` (its id), `workflow` and `step` (their names) and `attempt`, from 1, say which one it is. A unit
+    test makes its own: `StepContext(TaskId(execution, run, step, attempt))`, `TaskId` of `flowpilot_schemas.ids`.
+    """
 
     __slots__ = (
         "_beat",

@@ -24,7 +24,10 @@ _LONGEST_WAIT_MS = 30 * 86_400_000
 
 
 class DefinitionError(FlowPilotError):
-    """A workflow is not defined as it should be: one sentence with the workflow, the step and the remedy."""
+    """A workflow is not defined as it should be: one sentence with the workflow, the step and the remedy.
+
+    `workflow`, `step` (None: it concerns the whole) and `problem` are its parts.
+    """
 
     def __init__(self, workflow: str, problem: str, *, step: str | None = None) -> None:
         where = f"workflow {workflow!r}" + (f", step {step!r}" if step is not None else "")
@@ -37,7 +40,7 @@ class InputInvalid(FlowPilotError):
 
 
 class NonRetryable(FlowPilotError):
-    """Raised by a handler: this attempt failed, and no further attempt would do better."""
+    """Raised by a handler: this attempt failed, and no further attempt would do better. The step fails at once."""
 
 
 class RetryAfter(FlowPilotError):

@@ -12,8 +12,10 @@ from flowpilot_schemas.definition import RetryPolicy
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Attempt n + 1 begins `initial · backoff^(n-1)`, at most `max_interval`, after attempt n failed (jittered).
+    """When a failed attempt is followed by another: `Retry(max_attempts=5, non_retryable=(KeyError,))`.
 
+    Attempt n + 1 begins `initial · backoff^(n-1)`, at most `max_interval`, after attempt n failed (jittered);
+    durations are `"30s"` or timedelta. `max_attempts` counts the first one too; lost workers and time-outs count.
     `non_retryable` names exceptions (classes, or class names as strings) after which there is no next attempt;
     subclasses count. Raises ValueError where a value is out of range.
     """

@@ -31,7 +31,10 @@ class Binding:
 
 @dataclass(eq=False)
 class Step:
-    """One step as it was declared. `depends_on` and `output_of` take it as they take the function."""
+    """One step as it was declared: what `Workflow.add_step` gives, and `Workflow.steps` has by name.
+
+    `depends_on` and `output_of` take it as they take the function.
+    """
 
     name: str
     handler: Callable[..., Any]

@@ -56,7 +56,7 @@ def dev(
         raise CommandFailed("--ephemeral keeps nothing, so --data has no use with it: give one of them", Exit.USAGE)
     from flowpilot.app.logging import configure_logging
     from flowpilot.local.dev.server import DevOptions, DevServer, missing_parts
-    from flowpilot.local.supervisor import terminate_cleanly
+    from flowpilot.local.signals import terminate_cleanly
     from flowpilot.settings import load_given_settings
 
     if missing := missing_parts():

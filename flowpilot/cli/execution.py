@@ -26,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Wait = Annotated[bool, typer.Option("--wait", "-w", help="Wait for the end and print the output.")]
+Timeout = Annotated[float | None, typer.Option("--timeout", min=0, help="Wait at most so long.", metavar="SECONDS")]
+
 
 @app.command()
 def start(
@@ -42,10 +45,8 @@ def start(
     if_exists: Annotated[
         str, typer.Option("--if-exists", help="What to do if the key has one: return or fail.", metavar="WHAT")
     ] = "return",
-    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the end and print the output.")] = False,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0, help="Wait at most so long.", metavar="SECONDS")
-    ] = None,
+    wait: Wait = False,
+    timeout: Timeout = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Start an execution, and print its id or --wait for its output.
@@ -214,10 +215,8 @@ def retry(
         str | None,
         typer.Option("--version", help="With --from-start: this version of the workflow.", metavar="VERSION"),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the end and print the output.")] = False,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0, help="Wait at most so long.", metavar="SECONDS")
-    ] = None,
+    wait: Wait = False,
+    timeout: Timeout = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Retry an execution that failed or was cancelled, as a new one.

@@ -55,8 +55,6 @@ _CODES = {
     "AuditUnavailable": Exit.UNREACHABLE,
     "DatabaseUnreachable": Exit.UNREACHABLE,
 }
-# Raised on purpose though not rooted in FlowPilotError: their message is a sentence too.
-_SENTENCES = frozenset({"AdminError", "VersionConflict", "DefinitionTooLarge", "DefinitionsStopped", "LocalError"})
 
 
 def explain(error: BaseException) -> tuple[str, Exit]:
@@ -73,7 +71,7 @@ def explain(error: BaseException) -> tuple[str, Exit]:
     told = {"KafkaUnreachable", "DatabaseUnreachable", "DevNotRunning"}
     if code is Exit.UNREACHABLE and not told.intersection(names):
         return f"PostgreSQL did not answer ({error}); start it or set FLOWPILOT_DATABASE_URL", code
-    if code is not Exit.ERROR or isinstance(error, FlowPilotError) or _SENTENCES.intersection(names):
+    if code is not Exit.ERROR or isinstance(error, FlowPilotError):
         return str(error) or names[0], code
     return f"unexpected {names[0]}: {error} (`flowpilot --debug …` shows where)", code
 

@@ -7,14 +7,15 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Self, TypeVar
 
-from flowpilot.client.client import ConnectedClient, Defined, IfExists
+from flowpilot.client.client import ConnectedClient, IfExists
 from flowpilot.client.handle import Handle
+from flowpilot.client.workflows import Defined
 
 T = TypeVar("T")
 
 
 class BlockingHandle:
-    """See `Handle`."""
+    """An execution: its `id`, and its result when there is one. See `Handle`."""
 
     def __init__(self, handle: Handle, client: BlockingClient) -> None:
         self._handle, self._client = handle, client
@@ -28,16 +29,19 @@ class BlockingHandle:
         return f"BlockingHandle({self.id!r})"
 
     def result(self, timeout: float | None = None) -> Any:
-        """See `Handle.result`."""
+        """Wait for the execution's output, at most `timeout` seconds. See `Handle.result`."""
         return self._client.call(lambda: self._handle.result(timeout))
 
     def cancel(self, reason: str = "") -> None:
-        """See `Handle.cancel`."""
+        """Ask for the execution to be cancelled. See `Handle.cancel`."""
         self._client.call(lambda: self._handle.cancel(reason))
 
 
 class BlockingClient:
-    """See `ConnectedClient`; `make` is called on the loop. Several threads may use it. Close it, or use `with`."""
+    """A client without async. Several threads may use it. Close it, or use `with`.
+
+    It is the client that `make`, called on the loop, makes.
+    """
 
     def __init__(self, make: Callable[[], ConnectedClient]) -> None:
         self._loop = asyncio.new_event_loop()
@@ -57,7 +61,7 @@ class BlockingClient:
         self.close()
 
     def close(self) -> None:
-        """See `ConnectedClient.close`. Closing twice is no error."""
+        """Let go of connections. Executions go on. Closing twice is no error."""
         if self._closed:
             return
         try:
@@ -93,7 +97,7 @@ class BlockingClient:
         actor: str | None = None,
         traceparent: str | None = None,
     ) -> BlockingHandle:
-        """See `ConnectedClient.start`."""
+        """Start an execution and return its handle. See `Client.start`."""
         handle = self.call(
             lambda: self._client.start(
                 *(workflow, input),
@@ -107,11 +111,11 @@ class BlockingClient:
         return BlockingHandle(handle, self)
 
     def handle(self, execution: str) -> BlockingHandle:
-        """See `ConnectedClient.handle`."""
+        """A handle to an execution started elsewhere. See `Client.handle`."""
         return BlockingHandle(self.call(lambda: self._client.handle(execution)), self)
 
     def cancel(self, execution: str, reason: str = "", *, actor: str | None = None) -> None:
-        """See `ConnectedClient.cancel`."""
+        """Ask for an execution to be cancelled. See `Client.cancel`."""
         self.call(lambda: self._client.cancel(execution, reason, actor=actor))
 
     def retry(
@@ -124,7 +128,7 @@ class BlockingClient:
         actor: str | None = None,
         timeout: float = 30.0,
     ) -> BlockingHandle:
-        """See `ConnectedClient.retry`."""
+        """Retry an execution that failed or was cancelled; the handle is to the retry. See `Client.retry`."""
         handle = self.call(
             lambda: self._client.retry(
                 execution, reason, from_start=from_start, version=version, actor=actor, timeout=timeout
@@ -133,7 +137,7 @@ class BlockingClient:
         return BlockingHandle(handle, self)
 
     def register(self, workflow: Defined, *, move_pointer: bool = False) -> bool:
-        """See `ConnectedClient.register`."""
+        """Register a workflow's definition; False if it was there. See `Client.register`."""
         return self.call(lambda: self._client.register(workflow, move_pointer=move_pointer))
 
 

@@ -4,53 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from flowpilot.authoring.errors import InputInvalid
-from flowpilot.authoring.results import NotSerialisable, to_json
-from flowpilot.client.connection import AuditUnavailable, Connection
+from flowpilot.client.connection import Connection
 from flowpilot.client.errors import (
     ExecutionExists,
     NotSent,
     RetryRefused,
     RetryUnanswered,
     StartUnconfirmed,
-    UnknownExecution,
-    UnknownWorkflow,
 )
 from flowpilot.client.handle import FIRST_LOOK, LONGEST_LOOK, Handle
-from flowpilot.client.replies import Inbox, Replies
-from flowpilot.core.inputs import check_input
-from flowpilot.ports.definitions import WorkflowDeleted
+from flowpilot.client.replies import Replies
+from flowpilot.client.retries import Retries
+from flowpilot.client.workflows import Defined, Workflows
 from flowpilot.ports.log import LogUnavailable, Record
 from flowpilot.ports.spans import sending
-from flowpilot_schemas.codec import BadRecord, decode, encode_message
-from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.ids import is_execution_id, is_legal_name, keyed_execution_id, root_id
 from flowpilot_schemas.limits import MAX_KEY
-from flowpilot_schemas.messages import CancelExecution, GivenInput, RetryExecution, StartExecution
+from flowpilot_schemas.messages import CancelExecution, RetryExecution, StartExecution
 from flowpilot_schemas.tracing import as_traceparent
 
-# A retry is asked for again so often, with a pause in seconds.
-_ASK_AGAIN, _PAUSE = 10, 0.2
+# Characters of a reason; the rest is cut off.
+_REASON_KEPT = 1_000
 
-# For so many seconds a client that starts an object does not ask again whether its workflow was deleted.
-REGISTERED_FOR = 10.0
+# Seconds that `if_exists="fail"` waits for the audit record.
+_DECIDED_WITHIN = 30.0
 
 IfExists = Literal["return", "fail"]
-
-
-class Defined(Protocol):
-    """A `Workflow` object, as far as a client cares."""
-
-    @property
-    def definition(self) -> WorkflowDefinition: ...
-
-    def input_json(self, value: Any) -> Any: ...
 
 
 class ConnectedClient:
@@ -60,8 +46,9 @@ class ConnectedClient:
     def __init__(self, connection: Connection, *, actor: str | None = None) -> None:
         self._connection = connection
         self._actor = actor or _user()
-        self._registered: dict[str, float] = {}  # definition hash to when to look again
+        self._workflows = Workflows(connection.definitions, connection.limits.input)
         self._replies = Replies(connection.reader, connection.topics, f"client-{uuid.uuid4()}")
+        self._retries = Retries(self._workflows, self._replies, connection.audit, self._send)
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,20 +79,24 @@ class ConnectedClient:
         """Start an execution and return its handle as soon as the log has taken it.
 
         A `Workflow` object starts its own version, registered if need be; a name the current version, or
-        `version`. With `key`, the execution that this key names: if it exists already the handle is to that one,
-        or, with `if_exists="fail"`, `ExecutionExists` is raised (this asks the audit record, so it must be
-        running). `traceparent` (W3C Trace Context) goes with every step; unless given, it is that of
-        OpenTelemetry's current span, if there is one. Raises `UnknownWorkflow`, `WorkflowDeleted` (of an object,
-        within ten seconds), `VersionConflict` if the object's version is registered with other content,
-        `InputInvalid`, `NotSent`, `StartUnconfirmed` (a `LogUnavailable`).
+        `version`. `input`: of the workflow's input type, or what validates as it; with a name, what is JSON.
+        With `key`, the execution that this key names: if it exists already the handle is to that one, or, with
+        `if_exists="fail"`, `ExecutionExists` is raised (this asks the audit record, and raises `ResultTimeout` if
+        that does not tell within 30 seconds). `actor` stands in the audit record in the client's place.
+        `traceparent` (W3C Trace Context) goes with every step; unless given, it is that of OpenTelemetry's current
+        span, if there is one.
+
+        Raises `UnknownWorkflow`, `WorkflowDeleted` (of an object, within ten seconds), `VersionConflict` if the
+        object's version is registered with other content, `InputInvalid`, `NotSent`, `StartUnconfirmed` (a
+        `LogUnavailable`).
         """
         name = workflow if isinstance(workflow, str) else workflow.definition.name
         execution = _execution_id(name, key)
         sent = False
         try:
             async with self._patiently():
-                definition = await self._definition(workflow, version)
-                value = self._checked(workflow, definition, input)
+                definition = await self._workflows.definition(workflow, version)
+                value = self._workflows.input_of(workflow, definition, input)
                 await self._replies.begin()
             start = StartExecution(
                 execution=execution,
@@ -130,20 +121,27 @@ class ConnectedClient:
         handle = self._handle(execution, offset, first_look=LONGEST_LOOK if key is None else FIRST_LOOK)
         del inbox
         if if_exists == "fail" and key is not None:
-            seen = await handle.decided(timeout=30.0)
+            seen = await handle.decided(_DECIDED_WITHIN)
             if seen.existed:
                 raise ExecutionExists(execution, key, conflict=seen.conflict)
         return handle
 
     async def handle(self, execution: str) -> Handle:
-        """A handle to an execution started elsewhere; its result comes through the audit record."""
+        """A handle to an execution started elsewhere, by its id; its result comes through the audit record.
+
+        Raises `LogUnavailable`.
+        """
         await self._replies.begin()
         return self._handle(execution, None)
 
     async def cancel(self, execution: str, reason: str = "", *, actor: str | None = None) -> None:
-        """Ask for `execution` to be cancelled. Raises `InputInvalid` if that is no execution id."""
+        """Ask for `execution` (its id) to be cancelled; its result tells whether it was.
+
+        `reason`: its first 1,000 characters stand in the audit record. Raises `InputInvalid` if that is no
+        execution id, `NotSent`, `LogUnavailable`.
+        """
         self._check_id(execution, reason)
-        message = CancelExecution(execution=execution, actor=actor or self._actor, reason=reason[:1_000])
+        message = CancelExecution(execution=execution, actor=actor or self._actor, reason=reason[:_REASON_KEPT])
         await self._send(execution, message)
 
     async def retry(
@@ -162,32 +160,26 @@ class ConnectedClient:
         again, in the retried execution's version of the workflow or in `version`; then one that completed, or
         that the engine no longer holds, can be retried too, with its input from the audit record.
         Raises `RetryRefused` with the engine's reason, `RetryUnanswered` after `timeout` seconds, `InputInvalid`,
-        `UnknownWorkflow`, `NotSent`, `LogUnavailable`.
+        `UnknownWorkflow`, `UnknownExecution` (with `version`, where the audit record does not tell), `NotSent`,
+        `LogUnavailable`.
         """
         self._check_id(execution, reason)
         if version is not None and not from_start:
             raise InputInvalid("another version can only be retried from the start: from_start=True (--from-start)")
         async with self._patiently():
             await self._replies.begin()
-            anew = await self._anew(execution, version)
+            anew = await self._retries.anew(execution, version)
         asked = RetryExecution(
             execution=execution,
             request=str(uuid.uuid4()),
             actor=actor or self._actor,
-            reason=reason[:1_000],
+            reason=reason[:_REASON_KEPT],
             from_start=from_start,
             limits=self._connection.limits,
             reply=self._replies.address,
             **(anew if from_start else {"known": anew.get("known", 0)}),
         )
-        inbox = await self._answered(asked, timeout)
-        for _ in range(_ASK_AGAIN):
-            # A retry may have ended already, and its end still be on the way to the root of the family.
-            running = inbox.answer.running if inbox.answer else None
-            if running is None or not await self._has_ended(running):
-                break
-            await asyncio.sleep(_PAUSE)
-            inbox = await self._answered(asked.model_copy(update={"request": str(uuid.uuid4())}), timeout)
+        inbox = await self._retries.ask(asked, timeout)
         answer = inbox.answer
         if answer is None:
             raise RetryUnanswered(execution, timeout)
@@ -195,55 +187,11 @@ class ConnectedClient:
             raise RetryRefused(execution, answer.refused or "refused", answer.detail or "")
         return self._handle(answer.retry, None, is_retry=True)
 
-    async def _answered(self, asked: RetryExecution, timeout: float) -> Inbox:
-        """The request's inbox, with its answer if one came within `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        inbox = self._replies.inbox(asked.request)
-        await self._send(asked.execution, asked)
-        while inbox.answer is None and (left := deadline - time.monotonic()) > 0:
-            await self._replies.wait(inbox, left)
-        return inbox
-
-    async def _has_ended(self, execution: str) -> bool:
-        if self._replies.inbox(execution).ended:
-            return True
-        audit = self._connection.audit
-        try:
-            return audit is not None and await audit.ended(execution, None) is not None
-        except AuditUnavailable:
-            return False
-
-    async def _anew(self, execution: str, version: str | None) -> dict[str, Any]:
-        """What a retry from the start needs where the engine no longer holds the execution, as far as the audit
-        record tells; and the numbers that are taken, also by retries that the engine has forgotten."""
-        audit = self._connection.audit
-        try:
-            started = await audit.started(execution) if audit is not None else None
-        except AuditUnavailable:
-            started = None
-        if started is None:
-            if version is not None:
-                raise UnknownExecution(execution)
-            return {}
-        definition, named = started.definition, started.version
-        if version is not None:
-            chosen = await self._definition(started.workflow, version)
-            self._checked(started.workflow, chosen, started.input)
-            definition, named = chosen.hash, chosen.version
-        return {
-            "workflow": started.workflow,
-            "version": named,
-            "definition": definition,
-            "input": GivenInput(value=started.input),
-            "known": started.retries,
-            "traceparent": started.traceparent,
-        }
-
     async def register(self, workflow: Defined, *, move_pointer: bool = False) -> bool:
         """Register a workflow's definition; False if it was there. With `move_pointer` it becomes current.
 
         Raises `VersionConflict` if the version has another content already; without `move_pointer`,
-        `WorkflowDeleted`.
+        `WorkflowDeleted`; `LogUnavailable`.
         """
         await self._connection.definitions.refresh()
         return await self._connection.definitions.register(workflow.definition, move_pointer=move_pointer)
@@ -252,7 +200,7 @@ class ConnectedClient:
     def _check_id(execution: str, reason: str) -> None:
         if not is_execution_id(execution):
             raise InputInvalid(f"{execution!r} is not an execution id")
-        if not is_text(reason):
+        if not _is_text(reason):
             raise InputInvalid("the reason has a lone surrogate, which no UTF-8 text can hold")
 
     def _handle(
@@ -263,36 +211,6 @@ class ConnectedClient:
             is_retry=is_retry,
             first_look=first_look,
         )
-
-    async def _definition(self, workflow: Defined | str, version: str | None) -> WorkflowDefinition:
-        definitions = self._connection.definitions
-        if not isinstance(workflow, str):
-            definition = workflow.definition
-            if version is not None and version != definition.version:
-                raise UnknownWorkflow(definition.name, version, [])
-            if self._registered.get(definition.hash, 0.0) < time.monotonic():
-                await definitions.register(definition)
-                self._registered[definition.hash] = time.monotonic() + REGISTERED_FOR
-            return definitions.registered(definition)
-        await definitions.refresh()
-        current = definitions.current(workflow)
-        found = current if version is None else definitions.version(workflow, version)
-        if found is None and definitions.is_deleted(workflow):
-            raise WorkflowDeleted(workflow)
-        if found is None:
-            wrong_version = version if current is not None else None
-            raise UnknownWorkflow(workflow, wrong_version, definitions.workflows())
-        return found
-
-    def _checked(self, workflow: Defined | str, definition: WorkflowDefinition, input: Any) -> Any:
-        try:
-            value = decode(to_json(input)) if isinstance(workflow, str) else workflow.input_json(input)
-            check_input(definition, value, self._connection.limits.input)
-        except NotSerialisable as error:
-            raise InputInvalid(f"the input is not JSON: {error}") from None
-        except BadRecord as bad:
-            raise InputInvalid(bad.detail) from None
-        return value
 
     async def _send(self, execution: str, message: StartExecution | CancelExecution | RetryExecution) -> int:
         topic = self._connection.topics.events
@@ -318,13 +236,13 @@ def _execution_id(workflow: str, key: str | None) -> str:
         return str(uuid.uuid4())
     if not 1 <= len(key) <= MAX_KEY:
         raise InputInvalid(f"a key has 1 to {MAX_KEY} characters, not {len(key)}")
-    if not is_text(key):
+    if not _is_text(key):
         raise InputInvalid("the key has a lone surrogate, which no UTF-8 text can hold")
     # A name that no workflow can have is told by `UnknownWorkflow`.
     return keyed_execution_id(workflow, key) if is_legal_name(workflow) else str(uuid.uuid4())
 
 
-def is_text(value: str) -> bool:
+def _is_text(value: str) -> bool:
     """Whether `value` can be written as UTF-8."""
     try:
         value.encode()

@@ -35,7 +35,7 @@ class UnknownExecution(FlowPilotError):
         )
 
 
-class StartUnconfirmed(FlowPilotError, LogUnavailable):
+class StartUnconfirmed(LogUnavailable):
     """Kafka did not acknowledge a start. `sent`: it may have been taken all the same, as execution `execution`."""
 
     def __init__(self, execution: str, sent: bool, reason: str) -> None:
@@ -67,7 +67,8 @@ class ExecutionEndedBadly(FlowPilotError):
 
 
 class ExecutionFailed(ExecutionEndedBadly):
-    """`errors`: step to `{"kind", "message"}`."""
+    """The execution failed. `errors`: by failed step, `{"kind", "message"}`; `reason`: `timed_out` where the whole
+    execution was, else None."""
 
     def __init__(self, execution: str, errors: dict[str, Any], reason: str | None = None) -> None:
         self.errors, self.reason = errors, reason
@@ -76,7 +77,7 @@ class ExecutionFailed(ExecutionEndedBadly):
 
 
 class ExecutionCancelled(ExecutionEndedBadly):
-    """Somebody cancelled it."""
+    """The execution was cancelled; `reason` is the one that was given, if any."""
 
     def __init__(self, execution: str, reason: str | None) -> None:
         self.reason = reason
@@ -84,7 +85,7 @@ class ExecutionCancelled(ExecutionEndedBadly):
 
 
 class ExecutionRefused(ExecutionEndedBadly):
-    """It never began."""
+    """The execution never began; `reason` says why."""
 
     def __init__(self, execution: str, reason: str | None) -> None:
         self.reason = reason
@@ -104,7 +105,7 @@ class ResultOmitted(FlowPilotError):
 
 
 class ExecutionExists(FlowPilotError):
-    """`if_exists="fail"`: the key has an execution already. `conflict`: it was started with another input."""
+    """`if_exists="fail"`: the key has an execution already. `conflict`: that was started with another input."""
 
     def __init__(self, execution: str, key: str | None, *, conflict: bool) -> None:
         self.execution, self.key, self.conflict = execution, key, conflict

@@ -25,9 +25,12 @@ SHARE = 0.01
 
 
 class Handle:
-    """An execution that was started, retried or named. `start` is the offset of its StartExecution, if it was
-    started; of a retry whatever end comes by the replies is its own. The audit is asked after `first_look`
-    seconds at the earliest: a look costs a connection, and the first one SQLAlchemy's imports."""
+    """An execution that was started, retried or named: its `id`, and its result when there is one.
+
+    `start` is the offset of its StartExecution, if it was started; of a retry whatever end comes by the replies is
+    its own. The audit is asked after `first_look` seconds at the earliest: a look costs a connection, and the first
+    one SQLAlchemy's imports.
+    """
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class Handle:
         return f"Handle({self.id!r})"
 
     async def cancel(self, reason: str = "") -> None:
-        """Ask for the execution to be cancelled; `result` tells whether it was."""
+        """Ask for the execution to be cancelled; `result` tells whether it was. Raises as `Client.cancel`."""
         await self._cancel(self.id, reason)
 
     async def result(self, timeout: float | None = None) -> Any:
@@ -74,7 +77,10 @@ class Handle:
         raise ExecutionRefused(self.id, ended.reason)
 
     async def ended(self, timeout: float | None = None) -> ExecutionEnded:
-        """How it ended, whatever way. Raises `ResultTimeout`."""
+        """How it ended, whatever way: `status` is `completed`, `failed`, `cancelled` or `refused`.
+
+        Raises `ResultTimeout` after `timeout` seconds (None: waits as long as it takes).
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         look, pause = time.monotonic() + self._first_look, FIRST_LOOK
         while True:

@@ -41,9 +41,9 @@ from flowpilot_schemas.messages import (
 
 Message = Answer | CancelExecution | TimerFired
 
-_DETAIL_KEPT = 300
+_DETAIL_KEPT = 300  # characters
 _KEPT_OF_RETRY = {"execution", "request", "shares", "input_of"}
-_ALL_HEARTBEATS = 4 * KIB * KIB
+_ALL_HEARTBEATS = 4 * KIB * KIB  # bytes of details in the state of an execution
 
 
 class Taken(NamedTuple):

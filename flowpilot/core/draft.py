@@ -17,7 +17,7 @@ from flowpilot.core.status import (
 )
 from flowpilot_schemas.definition import WorkflowDefinition
 
-# The state of a wide workflow stays small when all of its steps fail.
+# The state of a wide workflow stays small when all of its steps fail: characters of a message, and messages.
 _ERROR_KEPT = 300
 ERRORS_KEPT = 20
 

@@ -1,20 +1,20 @@
 """A decision as messages. The same outbox entry renders to the same bytes, however often it is sent.
 
-Inputs and outputs of steps are not part of a decision; they come through `Payloads` as the encoded JSON that
-was stored when they were taken, and go into messages as they are.
+Inputs and outputs of steps are not part of a decision; they come from `payloads` as encoded JSON, and go into
+messages as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import orjson
 
 from flowpilot.core import events as e
 from flowpilot.core.notices import Outgoing, answer, retry_ended, tell_retry
+from flowpilot.core.payloads import Payloads, input_of, output_of, result_of
 from flowpilot.core.state import Execution, OutboxEntry
-from flowpilot.core.status import TERMINAL_EXECUTION, ExecutionStatus
 from flowpilot_schemas.definition import StepDefinition, WorkflowDefinition
 from flowpilot_schemas.history import HEADER_HASH, HEADER_PREV, chain, iso
 from flowpilot_schemas.ids import TaskId, root_id
@@ -26,22 +26,6 @@ from flowpilot_schemas.messages import (
 )
 from flowpilot_schemas.topics import STEP_RETENTION
 from flowpilot_schemas.tracing import HEADER
-
-
-class PayloadGone(Exception):
-    """An input or output was removed: the execution is over and everything that needs it was sent."""
-
-
-class Payloads(Protocol):
-    """The stored inputs and outputs, as encoded JSON. Both raise `PayloadGone`."""
-
-    def input(self, execution: str, run: int) -> bytes:
-        """The input of a run."""
-        ...
-
-    def output(self, execution: str, run: int, step: str) -> bytes:
-        """The output of a completed step."""
-        ...
 
 
 class Home(NamedTuple):
@@ -123,7 +107,7 @@ class _Run:
         match event:
             case e.ExecutionStarted():
                 del body["input_size"]
-                body["input"] = orjson.Fragment(self._input())
+                body["input"] = orjson.Fragment(input_of(state, self._payloads))
                 tell_retry(body)
                 if event.taken:
                     body["taken"] = self._taken(event)
@@ -139,7 +123,7 @@ class _Run:
             case e.StepRetryScheduled():
                 body["retry_at"] = iso(event.retry_at)
             case e.ExecutionCompleted():
-                output = self._output()
+                output = result_of(state, self._payloads, self.definition)
                 body["output" if output is not None else "output_omitted"] = (
                     True if output is None else orjson.Fragment(output)
                 )
@@ -161,7 +145,7 @@ class _Run:
                 over = [self._control(Cancelled(execution=state.id, run=state.run))] if event.reason else []
                 return [*over, *self._over("failed", errors=event.errors, reason=event.reason)]
             case e.ExecutionCompleted():
-                output = self._output()
+                output = result_of(state, self._payloads, self.definition)
                 return self._over("completed", output=output, output_omitted=output is None)
             case e.StartRefused():
                 return self._over("refused", reason=event.detail)
@@ -201,8 +185,10 @@ class _Run:
             "idempotency_key": task.idempotency_key,
         }
         if step.takes_input:
-            message["input"] = orjson.Fragment(self._input())
-        message["parents"] = {parent: orjson.Fragment(self._output_of(parent)) for parent in step.takes}
+            message["input"] = orjson.Fragment(input_of(state, self._payloads))
+        message["parents"] = {
+            parent: orjson.Fragment(output_of(state, self._payloads, parent)) for parent in step.takes
+        }
         if step.args:
             message["args"] = step.args
         if event.last_heartbeat is not None:
@@ -220,44 +206,6 @@ class _Run:
     def _tell_trace(self, body: dict[str, Any]) -> None:
         if self.state.traceparent:
             body["traceparent"] = self.state.traceparent
-
-    def _output(self) -> bytes | None:
-        """The execution's output: of the step marked so, else of the only leaf, else a dict of the leaves.
-
-        None if the leaves' outputs together are beyond the limit of a step's inputs: they stand in the
-        history of each step.
-        """
-        state, definition = self.state, self.definition
-        marked = [step.name for step in definition.steps if step.output]
-        leaves = marked or [
-            step.name for step, below in zip(definition.steps, definition.dependents, strict=True) if not below
-        ]
-        outputs = {name: self._output_of(name) for name in leaves}
-        if len(leaves) == 1:
-            return outputs[leaves[0]]
-        if sum(map(len, outputs.values())) > state.limits.step_inputs:
-            return None
-        return orjson.dumps({name: orjson.Fragment(output) for name, output in outputs.items()})
-
-    def _input(self) -> bytes:
-        """The run's input: its own, or that of the execution which it retries."""
-        state = self.state
-        place = (state.retry or {}).get("input_of") or (state.id, state.run)
-        return self._payloads.input(*place)
-
-    def _output_of(self, step: str) -> bytes:
-        """A completed step's output: this run's own, or of the nearest of those it shares results with."""
-        state = self.state
-        if state.retry is None:
-            return self._payloads.output(state.id, state.run, step)
-        places: list[tuple[str, int]] = [(state.id, state.run), *state.retry["shares"]]
-        *nearer, (last, its_run) = places
-        for execution, run in nearer:
-            try:
-                return self._payloads.output(execution, run, step)
-            except PayloadGone:
-                continue
-        return self._payloads.output(last, its_run, step)
 
     def _taken(self, event: e.ExecutionStarted) -> dict[str, list[str]]:
         """Whose results were taken over: execution to names of steps."""
@@ -307,14 +255,3 @@ class _Run:
 def _wanted_for(step: StepDefinition) -> int:
     """How long, in ms, a worker may begin a step: where nobody gives the wait up, as long as Kafka keeps it."""
     return STEP_RETENTION if step.on_schedule_to_start == "record" else step.schedule_to_start_ms
-
-
-def may_lack_payloads(state: Execution) -> bool:
-    """Whether what the run's messages need may have been removed, since all of them were sent: also what a
-    retry that has ended shared with others."""
-    return is_over(state) or (state.retry is not None and state.status in TERMINAL_EXECUTION)
-
-
-def is_over(state: Execution) -> bool:
-    """Whether inputs and outputs of this run may have been removed."""
-    return state.forgotten or state.status is ExecutionStatus.COMPLETED

@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 
 from flowpilot.core.dead_letters import dead_letter, dead_letter_key
-from flowpilot.core.render import is_over
+from flowpilot.core.payloads import is_over
 from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.claim import EventsTopic, claim
 from flowpilot.engine.errors import DefinitionNeeded, EngineHalt, PartitionStopped

@@ -14,7 +14,8 @@ from flowpilot.core.decision import Decision
 from flowpilot.core.events import UNRECORDED, CoreEvent, ExecutionIncident, StartRefused, pack, unpack
 from flowpilot.core.murmur2 import partition_of
 from flowpilot.core.notices import refusal_of
-from flowpilot.core.render import Home, PayloadGone, may_lack_payloads, render
+from flowpilot.core.payloads import PayloadGone, may_lack_payloads
+from flowpilot.core.render import Home, render
 from flowpilot.core.state import Execution, OutboxEntry
 from flowpilot.engine.errors import PartitionStopped
 from flowpilot.engine.keys import output_key

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar
 
-from flowpilot.core.render import PayloadGone
+from flowpilot.core.payloads import PayloadGone
 from flowpilot.core.state import Execution, decode_execution, encode_execution
 from flowpilot.engine.keys import definition_key, input_key, output_key, state_key
 from flowpilot.engine.table import PartitionTable
@@ -91,11 +91,11 @@ class Overlay:
         return self._decoded[definition_hash]
 
     def input(self, execution: str, run: int) -> bytes:
-        """See `flowpilot.core.render.Payloads`."""
+        """See `flowpilot.core.payloads.Payloads`."""
         return self._payload(input_key(execution, run))
 
     def output(self, execution: str, run: int, step: str) -> bytes:
-        """See `flowpilot.core.render.Payloads`."""
+        """See `flowpilot.core.payloads.Payloads`."""
         return self._payload(output_key(execution, run, step))
 
     def _payload(self, key: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from flowpilot.core.render import is_over
+from flowpilot.core.payloads import is_over
 from flowpilot.core.state import Execution, decode_execution
 from flowpilot.engine.due import DueIndex
 from flowpilot.engine.errors import PartitionStopped

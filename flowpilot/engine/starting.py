@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flowpilot.core import decide, lineage
 from flowpilot.core.decision import Decision
-from flowpilot.core.render import PayloadGone
+from flowpilot.core.payloads import PayloadGone
 from flowpilot.core.state import Execution
 from flowpilot.engine.keys import input_key
 from flowpilot.engine.overlay import Overlay

@@ -11,7 +11,8 @@ from pathlib import Path
 from flowpilot.local.errors import LocalError
 from flowpilot.local.jars import ensure_jars
 from flowpilot.local.services import LocalServices, remove_data
-from flowpilot.local.supervisor import Supervisor, terminate_cleanly
+from flowpilot.local.signals import terminate_cleanly
+from flowpilot.local.supervisor import Supervisor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

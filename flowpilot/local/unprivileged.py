@@ -98,8 +98,8 @@ def _remove_abandoned() -> None:
             shutil.rmtree(real, ignore_errors=True)
 
 
-def reachable_copy(folders: list[Path], root: Path, version: str, user: tuple[int, int]) -> Path:
-    """A copy of `folders` (all below `root`, keeping their relative paths) that `user` can read,
+def reachable_copy(folders: list[Path], root: Path, version: str) -> Path:
+    """A copy of `folders` (all below `root`, keeping their relative paths) that every user can read,
     made once per version; the counterpart of `root`."""
     copy = scratch_root() / f"flowpilot-binaries-{version}-{os.geteuid()}"
     if copy.is_dir() and copy.stat().st_uid == os.geteuid():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from flowpilot.core.errors import FlowPilotError
 from flowpilot_schemas.definition import WorkflowDefinition
 
 
-class VersionConflict(Exception):
+class VersionConflict(FlowPilotError):
     """A workflow version is registered with other content; `workflow`, `version` name it."""
 
     def __init__(self, workflow: str, version: str) -> None:
@@ -19,7 +20,7 @@ class VersionConflict(Exception):
         self.version = version
 
 
-class WorkflowDeleted(Exception):
+class WorkflowDeleted(FlowPilotError):
     """A workflow was deleted; `workflow` names it."""
 
     def __init__(self, workflow: str) -> None:
@@ -29,7 +30,7 @@ class WorkflowDeleted(Exception):
         self.workflow = workflow
 
 
-class DefinitionTooLarge(Exception):
+class DefinitionTooLarge(FlowPilotError):
     """A definition does not fit into one record."""
 
     def __init__(self, workflow: str, version: str, size: int, limit: int) -> None:

@@ -47,7 +47,7 @@ class Delivery(NamedTuple):
     error: str | None = None
 
 
-class LogUnavailable(Exception):
+class LogUnavailable(FlowPilotError):
     """The log did not answer, or refused for a reason that may pass. What was asked may or may not be done."""
 
 

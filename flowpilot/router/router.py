@@ -40,9 +40,9 @@ from flowpilot.router.routing import routes
 from flowpilot_schemas.limits import Limits
 from flowpilot_schemas.topics import Topics
 
-BATCH = 1_000
-IDLE_POLL = 0.25
-PATIENCE = 120.0
+BATCH = 1_000  # records
+IDLE_POLL = 0.25  # seconds
+PATIENCE = 120.0  # seconds
 
 _log = structlog.get_logger("flowpilot.router")
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 
+from flowpilot.authoring.declared import StepRef
 from flowpilot.authoring.durations import Duration, milliseconds
 from flowpilot.authoring.results import to_json
-from flowpilot.authoring.workflow import StepRef, Workflow
+from flowpilot.authoring.workflow import Workflow
 from flowpilot.ports.audit import HistoryEvent
 from flowpilot.ports.log import Record
 from flowpilot.testing.errors import InjectedFailure, KitMisused

@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any, Literal
 
-from flowpilot.authoring.workflow import StepRef, Workflow
+from flowpilot.authoring.declared import StepRef
+from flowpilot.authoring.workflow import Workflow
 from flowpilot.testing.errors import KitMisused
 from flowpilot.worker.handlers import Handler
 

@@ -11,7 +11,7 @@ from flowpilot.ports.log import LogUnavailable, Producer, Record
 
 _log = structlog.get_logger("flowpilot.worker")
 Acknowledged = Callable[[str | None], None]
-_LONGEST_PAUSE = 5.0
+_LONGEST_PAUSE = 5.0  # seconds
 
 
 class Answers:

@@ -1,4 +1,4 @@
-"""The attempts of a worker: from a record to a handler, from the handler to the answer, time and cancels.
+"""The attempts of a worker: from a record to a handler, from the handler to the answer, and cancels.
 
 A record is finished when its completion or its `step.started` is acknowledged. The latter is sent for handlers
 that run longer than about a second, for suspects, for what holds others back, and when a partition goes away.
@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-
-import structlog
 
 from flowpilot.authoring.durations import as_text
 from flowpilot.ports.log import Fetched
@@ -31,17 +28,11 @@ from flowpilot.worker.traced import CANCELLED, HANDED_BACK, Traced
 from flowpilot_schemas.codec import BadRecord
 from flowpilot_schemas.messages import StepError
 
-_log = structlog.get_logger("flowpilot.worker")
-_TICK = 0.05
-_LONG = 1.0  # seconds after which a running handler is said to have started
-_GRACE_GIVEN_UP = 1.0  # a handler given up that ends within so many seconds did not hang
-
 
 class Attempts:
     """Up to `concurrency` attempts at once, begun as the intakes' records arrive (it is their `Events`).
 
     `intakes`: by topic; each whose news come here is in it. `clock` (ms since the epoch) judges `not_after` only.
-    `on_exhausted` is called once, when as many handlers hang as there are places; `exhausted` has their number.
     Everything is called on the event loop.
     """
 
@@ -56,7 +47,6 @@ class Attempts:
         intakes: Mapping[str, Intake],
         concurrency: int,
         clock: Callable[[], int],
-        on_exhausted: Callable[[], None],
         observed: Observed,
         traced: Traced,
     ) -> None:
@@ -68,15 +58,15 @@ class Attempts:
         self._intakes = intakes
         self._concurrency = concurrency
         self._clock = clock
-        self._on_exhausted = on_exhausted
         self._observed, self._traced = observed, traced
         self._ready: deque[AssignedPartition] = deque()  # partitions with records that wait, in turn
-        self._running: set[Attempt] = set()  # each has one of the places
-        self._given_up: dict[Attempt, float] = {}  # they have none, and when they were given up
         self._taking = True
+        self.running: set[Attempt] = set()
+        """Each has one of the places."""
+        self.given_up: dict[Attempt, float] = {}
+        """They have none and run all the same; and when, by the monotonic clock, they were given up."""
         self.idle = asyncio.Event()
         """Set once nothing is taken any more and nothing runs."""
-        self.exhausted: int | None = None
         self._threads: HandlerThreads
         self._surroundings: contextvars.Context
 
@@ -94,7 +84,7 @@ class Attempts:
 
     def hand_back(self) -> None:
         """Give up what runs: it is redelivered, or failed as `worker_lost` where its start is known."""
-        for attempt in list(self._running):
+        for attempt in list(self.running):
             state, told = attempt.state, attempt.tells
             attempt.cancel(State.GIVEN_UP)
             if told and state in (State.RUNNING, State.SUSPECT):
@@ -105,7 +95,7 @@ class Attempts:
 
     def abandon(self) -> None:
         """Give up what runs, and answer nothing."""
-        for attempt in list(self._running):
+        for attempt in list(self.running):
             attempt.cancel(State.GIVEN_UP)
             self._traced.unanswered(attempt, HANDED_BACK)
 
@@ -140,7 +130,7 @@ class Attempts:
             self._ready.remove(partition)
         for entry in partition.unfinished():
             if entry.attempt is not None:
-                self._tell_started(entry.attempt)
+                self.tell_started(entry.attempt)
 
     def gone(self, partition: AssignedPartition) -> None:
         """See `intake.Events`. A suspect whose start is not committed is the next owner's."""
@@ -154,7 +144,7 @@ class Attempts:
 
     def _dispatch(self) -> None:
         ready = self._ready
-        while ready and self._taking and len(self._running) < self._concurrency:
+        while ready and self._taking and len(self.running) < self._concurrency:
             partition = ready.popleft()
             if not partition.waiting or not partition.alive:
                 continue
@@ -172,7 +162,7 @@ class Attempts:
         partition.blocked = True
         oldest = partition.oldest()
         if oldest is not None and oldest.attempt is not None:
-            self._tell_started(oldest.attempt)
+            self.tell_started(oldest.attempt)
         self._intakes[partition.tp.topic].commit_soon()
 
     def _take(self, record: Fetched, entry: Entry, partition: AssignedPartition, suspect: bool) -> None:
@@ -190,7 +180,7 @@ class Attempts:
             self._records.answer(refusal, record, entry, partition)
             return
         attempt = Attempt(self._worker_id, record, message, task_id, handler, partition, entry)
-        self._running.add(attempt)
+        self.running.add(attempt)
         if suspect:
             attempt.state = State.SUSPECT
             self._answers.put(attempt.started(), partial(self._suspect_told, attempt))
@@ -231,7 +221,7 @@ class Attempts:
 
     def _ended(self, attempt: Attempt, outcome: Outcome) -> None:
         state, attempt.state = attempt.state, State.ENDED
-        self._given_up.pop(attempt, None)
+        self.given_up.pop(attempt, None)
         # After a cancel only a completion is told: what was done is then in the history.
         if state is State.RUNNING or (state is State.CANCELLED and isinstance(outcome, bytes)):
             if isinstance(outcome, StepError):
@@ -247,58 +237,27 @@ class Attempts:
         self._records.answer(attempt.ended(outcome), attempt.record, attempt.entry, attempt.partition)
 
     def _leave_place(self, attempt: Attempt) -> None:
-        if attempt in self._running:
-            self._running.discard(attempt)
+        if attempt in self.running:
+            self.running.discard(attempt)
             self._check_idle()
             self._dispatch()
 
     def _check_idle(self) -> None:
-        if not self._taking and not self._running:
+        if not self._taking and not self.running:
             self.idle.set()
 
-    # ---- time and cancels
+    # ---- what the watch and control find
 
-    async def watch(self) -> None:
-        """Say of long handlers that they run and live on; end those that run too long. Until cancelled."""
-        while True:
-            await asyncio.sleep(_TICK)
-            now = time.monotonic()
-            for attempt in list(self._running):
-                if attempt.state in (State.RUNNING, State.CANCELLED):
-                    self._watch_one(attempt, now)
-                elif attempt.state is State.SUSPECT and attempt.tells:
-                    self._beat(attempt, now)
-            self._observed.places(len(self._running), len(self._given_up))
-            hanging = sum(now - since > _GRACE_GIVEN_UP for since in self._given_up.values())
-            if hanging >= self._concurrency and self.exhausted is None:
-                self.exhausted = hanging
-                _log.error("too many handlers hang; the worker drains", given_up=hanging)
-                self._on_exhausted()
-
-    def _watch_one(self, attempt: Attempt, now: float) -> None:
-        ran = now - attempt.began
-        if ran * 1_000 >= attempt.message.start_to_close_ms:
-            self._give_up(attempt, now)
-        elif attempt.state is State.RUNNING:
-            if ran >= _LONG or attempt.wants_start:
-                self._tell_started(attempt)
-            if attempt.tells:
-                self._beat(attempt, now)
-
-    def _beat(self, attempt: Attempt, now: float) -> None:
-        due = (now - attempt.beat_at) * 3_000 >= attempt.message.heartbeat_ms
-        if due or attempt.details is not None:
-            self._answers.put(attempt.heartbeat(now))
-
-    def _tell_started(self, attempt: Attempt) -> None:
+    def tell_started(self, attempt: Attempt) -> None:
+        """Say that its handler runs, unless that was said or it does not."""
         if not attempt.tells and attempt.state is State.RUNNING:
             self._records.answer(attempt.started(), attempt.record, attempt.entry, attempt.partition)
 
-    def _give_up(self, attempt: Attempt, now: float) -> None:
-        """The place is free for another: neither thread nor task is waited for."""
+    def give_up(self, attempt: Attempt, now: float) -> None:
+        """It has run too long by `now`. The place is free for another: neither thread nor task is waited for."""
         cancelled = attempt.state is State.CANCELLED
         attempt.cancel(State.GIVEN_UP)
-        self._given_up[attempt] = now
+        self.given_up[attempt] = now
         if not cancelled:
             limit = as_text(attempt.message.start_to_close_ms)
             error = StepError(kind="timed_out", message=f"the handler ran longer than its timeout of {limit}")
@@ -308,7 +267,7 @@ class Attempts:
 
     def cancel_what_is_over(self) -> None:
         """Control knows something new."""
-        for attempt in list(self._running):
+        for attempt in list(self.running):
             live = attempt.state in (State.RUNNING, State.SUSPECT)
             if live and self._control.is_over(attempt.task_id, attempt.message.task_id):
                 suspect = attempt.state is State.SUSPECT

@@ -13,8 +13,8 @@ from flowpilot_schemas.ids import TaskId
 from flowpilot_schemas.messages import Cancelled, Superseded
 
 _log = structlog.get_logger("flowpilot.worker")
-_INTERVAL = 0.2
-_CHUNK = 5_000
+_INTERVAL = 0.2  # seconds
+_CHUNK = 5_000  # records
 # A day's cancels of a busy system; the oldest are forgotten first, and what they concern is skipped by the engine.
 _REMEMBERED = 200_000
 

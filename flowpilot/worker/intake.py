@@ -13,7 +13,8 @@ from flowpilot.ports.log import Consumer, Fetched, LogUnavailable, Reader, Rebal
 from flowpilot.worker.partition import AssignedPartition
 
 _log = structlog.get_logger("flowpilot.worker")
-# A commit waits for the poll before it: so long at most.
+
+# All in seconds. A commit waits for the poll before it: so long at most.
 _POLL = 0.05
 _COMMIT_INTERVAL = 0.2
 _SHORTEST_COMMIT_INTERVAL = 0.005
@@ -21,7 +22,7 @@ _PATIENCE = 0.5  # without room for so long, partitions are paused, and polling 
 _HAND_OVER = 10.0
 
 
-class MakeConsumer(Protocol):
+class ConsumerFactory(Protocol):
     """Makes a member of `group` that reads `topics`; called on the event loop."""
 
     def __call__(
@@ -53,7 +54,15 @@ class Intake:
     """See the module. `window`: records of a partition that may be taken beyond its committed position."""
 
     def __init__(
-        self, group: str, topic: str, make: MakeConsumer, reader: Reader, events: Events, *, window: int, room: int
+        self,
+        group: str,
+        topic: str,
+        consumer: ConsumerFactory,
+        reader: Reader,
+        events: Events,
+        *,
+        window: int,
+        room: int,
     ) -> None:
         self._topic = topic
         self._reader = reader
@@ -71,7 +80,7 @@ class Intake:
         self._draining = False
         self._pausing = False
         self._closing = False
-        self._consumer = make(group, [topic], on_assigned=self._on_assigned, on_revoked=self._on_revoked)
+        self._consumer = consumer(group, [topic], on_assigned=self._on_assigned, on_revoked=self._on_revoked)
 
     def taken(self, count: int = 1) -> None:
         """So many records wait no longer."""

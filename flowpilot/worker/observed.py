@@ -12,11 +12,11 @@ from flowpilot_schemas.messages import RESERVED_KINDS
 
 
 class Observed:
-    """Costs nothing while the meter is off. `slots`: handlers that run at once."""
+    """Costs nothing while the meter is off. `concurrency`: handlers that run at once."""
 
-    def __init__(self, meter: Meter, slots: int) -> None:
+    def __init__(self, meter: Meter, concurrency: int) -> None:
         self._meter = meter
-        meter.set(metrics.WORKER_SLOTS, slots)
+        meter.set(metrics.WORKER_SLOTS, concurrency)
 
     def begun(self, attempt: Attempt) -> None:
         """Its handler is called now."""

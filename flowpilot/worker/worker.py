@@ -1,6 +1,6 @@
 """The worker's life: it registers its definitions, serves its queues, and leaves with every answer and position in.
 
-What becomes of a step message is told in `attempts`.
+What becomes of a step message is told in `attempts`, what time does to one that runs in `watch`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from flowpilot.worker.attempts import Attempts
 from flowpilot.worker.control import Control
 from flowpilot.worker.errors import WorkerExhausted
 from flowpilot.worker.handlers import Handlers
-from flowpilot.worker.intake import Intake, MakeConsumer
+from flowpilot.worker.intake import ConsumerFactory, Intake
 from flowpilot.worker.observed import Observed
 from flowpilot.worker.records import Records
 from flowpilot.worker.traced import Traced
+from flowpilot.worker.watch import Watch
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.topics import Topics
 
@@ -56,7 +57,7 @@ class StepWorker:
         topics: Topics,
         producer: Producer,
         reader: Reader,
-        make_consumer: MakeConsumer,
+        make_consumer: ConsumerFactory,
         definitions: Definitions,
         move_pointer: bool = False,
         concurrency: int = 16,
@@ -85,6 +86,7 @@ class StepWorker:
         self._intakes: dict[str, Intake] = {}  # by topic
         self._answers = Answers(producer)
         self._control = Control(reader, topics.control, lambda: self._attempts.cancel_what_is_over())
+        observed = Observed(meter, concurrency)
         self._attempts = Attempts(
             self.worker_id,
             handlers,
@@ -94,9 +96,15 @@ class StepWorker:
             intakes=self._intakes,
             concurrency=concurrency,
             clock=clock,
-            on_exhausted=self._stopping.set,
-            observed=Observed(meter, concurrency),
+            observed=observed,
             traced=Traced(tracer),
+        )
+        self._watch = Watch(
+            self._attempts,
+            self._answers,
+            concurrency=concurrency,
+            on_exhausted=self._stopping.set,
+            observed=observed,
         )
 
     def stop(self) -> None:
@@ -115,7 +123,7 @@ class StepWorker:
         try:
             if not await self._prepare():
                 return
-            jobs = [self._answers.run(), self._control.run(), self._attempts.watch()]
+            jobs = [self._answers.run(), self._control.run(), self._watch.run()]
             window = 2 * self._concurrency
             for queue in self.queues:
                 topic = self._topics.steps(queue)
@@ -140,8 +148,8 @@ class StepWorker:
             for intake in self._intakes.values():
                 await intake.close()
             self._attempts.close()
-        if self._attempts.exhausted is not None:
-            raise WorkerExhausted(self._attempts.exhausted)
+        if self._watch.exhausted is not None:
+            raise WorkerExhausted(self._watch.exhausted)
 
     async def _prepare(self) -> bool:
         """Register the definitions and learn what is over; waits for the log. False if stopped meanwhile."""

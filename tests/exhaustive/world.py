@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from flowpilot.core.decision import Decision
-from flowpilot.core.render import PayloadGone
+from flowpilot.core.payloads import PayloadGone
 from flowpilot.core.state import Execution, StepState
 from flowpilot.engine import fold as folds
 from flowpilot.engine.fold import Fold, Frame

@@ -6,7 +6,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from flowpilot.audit import projection, records, writer
+from flowpilot.audit import projection, reading, records, writer
+from flowpilot.audit.reading import Reading
 from flowpilot.ports.audit import Batch
 from tests.mutants.catalogue import Catalogue, Patch
 
@@ -126,7 +127,7 @@ def gaps_are_not_told(patch: Patch) -> None:
 @audit("R1", "integration")
 def retention_may_overtake(patch: Patch) -> None:
     """The audit writer reads on where the log begins, though that is behind what it stored."""
-    patch.setattr(writer, "check_position", lambda partition, position, topic_id, low, end: None)
+    patch.setattr(reading, "check_position", lambda partition, position, topic_id, low, end: None)
 
 
 @audit("S7", "integration", "simulation")
@@ -134,12 +135,12 @@ def a_lost_answer_counts_as_done(patch: Patch) -> None:
     """After a transaction whose end is unknown the writer goes on from where it thinks it is."""
 
     def start_over(self: Any) -> None:
-        self._consumer.pause(self._stored)
-        self._waiting.update(self._stored)
-        self._stored.clear()
+        self._consumer.pause(self.stored)
+        self.waiting.update(self.stored)
+        self.stored.clear()
         self._pending.clear()
 
-    whole = writer.AuditWriter._open
+    whole = Reading.open
 
     async def open_(self: Any) -> None:
         before = dict(self._next)
@@ -147,11 +148,11 @@ def a_lost_answer_counts_as_done(patch: Patch) -> None:
         for partition, position in before.items():
             if partition in self._next and position > self._next[partition]:
                 self._next[partition] = position
-                self._stored[partition] = self._stored[partition]._replace(next_offset=position)
+                self.stored[partition] = self.stored[partition]._replace(next_offset=position)
                 self._consumer.seek(partition, position)
 
-    patch.setattr(writer.AuditWriter, "_start_over", start_over)
-    patch.setattr(writer.AuditWriter, "_open", open_)
+    patch.setattr(Reading, "start_over", start_over)
+    patch.setattr(Reading, "open", open_)
 
 
 @audit("S7", "simulation")
@@ -161,7 +162,7 @@ def an_outrun_writer_goes_on(patch: Patch) -> None:
     def start_over(self: Any) -> None:
         self._pending.clear()
 
-    patch.setattr(writer.AuditWriter, "_start_over", start_over)
+    patch.setattr(Reading, "start_over", start_over)
 
 
 # -- agent ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import orjson
 from flowpilot.core import decide as d
 from flowpilot.core import events as e
 from flowpilot.core.decision import Decision
-from flowpilot.core.render import Home, Outgoing, PayloadGone, Rendered, render
+from flowpilot.core.payloads import PayloadGone
+from flowpilot.core.render import Home, Outgoing, Rendered, render
 from flowpilot.core.state import Execution, OutboxEntry, StepState
 from flowpilot.core.status import IN_FLIGHT, TERMINAL_EXECUTION
 from flowpilot_schemas import messages as m
@@ -32,11 +33,11 @@ class Stored:
         self.outputs: dict[tuple[str, int, str], bytes] = {}
 
     def input(self, execution: str, run: int) -> bytes:
-        """See `flowpilot.core.render.Payloads`."""
+        """See `flowpilot.core.payloads.Payloads`."""
         return self._get(self.inputs, (execution, run))
 
     def output(self, execution: str, run: int, step: str) -> bytes:
-        """See `flowpilot.core.render.Payloads`."""
+        """See `flowpilot.core.payloads.Payloads`."""
         return self._get(self.outputs, (execution, run, step))
 
     def _get(self, where: dict[Any, bytes], key: Any) -> bytes:

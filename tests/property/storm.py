@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from flowpilot.core.render import is_over
+from flowpilot.core.payloads import is_over
 from flowpilot.core.state import decode_execution, encode_execution
 from flowpilot.core.status import TERMINAL_EXECUTION, ExecutionStatus
 from flowpilot.engine.engine import Engine

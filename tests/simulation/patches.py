@@ -19,7 +19,8 @@ import structlog
 
 from flowpilot.client import replies
 from flowpilot.engine import engine as engines
-from flowpilot.worker import attempts, control, intake
+from flowpilot.worker import control, intake
+from flowpilot.worker import watch as worker_watch
 from flowpilot.worker.attempt import Attempt
 from flowpilot_agents import execution, watch
 from tests.simulation.loop import BEGIN, PROCESS, Ended, Loop
@@ -48,7 +49,7 @@ def simulated(loop: Loop, plan: Plan, ended: Any) -> Iterator[None]:
         (engines, "CRASHES", plan.crashes),
         (watch, "PULSE_SECONDS", plan.session / 8),
         (intake, "_POLL", 0.25),
-        (attempts, "_TICK", 0.2),
+        (worker_watch, "_TICK", 0.2),
         (control, "_INTERVAL", 0.5),
         (replies, "EAGER", 0.2),
         (replies, "IDLE", 0.5),

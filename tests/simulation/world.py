@@ -251,7 +251,7 @@ class World:
         why = f"{sentence}: {type(error).__name__}: {error}" if error is not None else sentence
         self.note(f"{process.name} ends itself: {why}")
         self.faults["ended_itself"] += 1
-        if error is not None and not isinstance(error, FlowPilotError | LogUnavailable | ConnectionError):
+        if error is not None and not isinstance(error, FlowPilotError | ConnectionError):
             self.report("crash", f"{process.name}: {why}")
         for slot in self.slots:
             if slot.process is process:

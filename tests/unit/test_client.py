@@ -14,6 +14,7 @@ from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.authoring import InputInvalid, Workflow
 from flowpilot.client import client as client_module
 from flowpilot.client import handle as handle_module
+from flowpilot.client import workflows as client_workflows
 from flowpilot.client.blocking import BlockingClient
 from flowpilot.client.connection import Started, StartSeen
 from flowpilot.client.errors import (
@@ -112,7 +113,7 @@ def test_a_deleted_workflow_is_started_by_nobody(monkeypatch: pytest.MonkeyPatch
         patient = NewPatient(patient_id="p")
         async with world.client() as sure, world.client() as asking, world.client() as new:
             await sure.start(onboarding(), patient)
-            monkeypatch.setattr(client_module, "REGISTERED_FOR", 0.0)
+            monkeypatch.setattr(client_workflows, "REGISTERED_FOR", 0.0)
             await asking.start(onboarding(), patient)
             deleting = LogDefinitions(world.log.producer(), world.log.reader(), TOPICS.definitions)
             assert await deleting.delete("onboarding") == ["1"]

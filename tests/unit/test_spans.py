@@ -195,7 +195,7 @@ def test_what_nobody_wants_any_more_or_another_takes_up_is_over_too(spans: Spans
     async def scenario(rig: Rig) -> None:
         execution = rig.ready("waits").partition("/")[0]
         rig.ready("waits")
-        await eventually_async(lambda: len(rig.workers[0]._attempts._running) == 2)
+        await eventually_async(lambda: len(rig.workers[0]._attempts.running) == 2)
         rig.say({"type": "execution.cancelled", "execution": execution, "run": 7})
         await eventually_async(lambda: spans.ended)
         [span] = spans.ended

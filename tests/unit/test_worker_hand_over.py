@@ -10,7 +10,7 @@ import pytest
 from flowpilot.adapters.memory.group import MemoryConsumer
 from flowpilot.authoring import StepContext, Workflow
 from flowpilot.ports.log import Fetched, TopicPartition
-from flowpilot.worker import attempts
+from flowpilot.worker import watch
 from flowpilot.worker.partition import AssignedPartition
 from tests.unit.test_worker import Gate, _position, run
 from tests.unit.worker_rig import TOPICS, Rig
@@ -63,7 +63,7 @@ def test_a_suspect_does_not_run_while_its_start_is_not_acknowledged() -> None:
 def test_a_suspect_that_is_cancelled_before_it_runs_does_not_count_as_hanging(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attempts, "_GRACE_GIVEN_UP", 0.05)
+    monkeypatch.setattr(watch, "_GRACE_GIVEN_UP", 0.05)
     commit = MemoryConsumer.commit
 
     async def scenario() -> None:
@@ -80,7 +80,7 @@ def test_a_suspect_that_is_cancelled_before_it_runs_does_not_count_as_hanging(
         async with rig.serving(concurrency=1) as worker:
             await eventually_async(lambda: rig.answer(suspect, "started"))
             rig.say({"type": "execution.cancelled", "execution": suspect.partition("/")[0], "run": 7})
-            await eventually_async(lambda: not worker._attempts._running)
+            await eventually_async(lambda: not worker._attempts.running)
             await asyncio.sleep(0.2)  # time in which a defect would show
             committing.set()
             gate.opened.set()
@@ -133,7 +133,7 @@ def test_a_partition_counts_what_is_finished_in_a_row() -> None:
 
 def test_two_workers_share_and_what_runs_goes_on_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     # Only the hand-over says that a handler has started; else its second would be over before this is.
-    monkeypatch.setattr("flowpilot.worker.attempts._LONG", 60.0)
+    monkeypatch.setattr("flowpilot.worker.watch._LONG", 60.0)
 
     async def scenario() -> None:
         gate = Gate()

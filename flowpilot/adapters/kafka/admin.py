@@ -19,7 +19,7 @@ from flowpilot.adapters.kafka.replication import advice, refusal
 from flowpilot.settings import Settings
 from flowpilot_schemas.topics import Topic
 
-_TIMEOUT = 10.0
+_TIMEOUT = 10.0  # seconds
 
 
 class TopicOutcome(NamedTuple):

@@ -12,7 +12,7 @@ from flowpilot.adapters.kafka.config import client_properties
 from flowpilot.ports.log import LogUnavailable
 from flowpilot.settings import Settings
 
-_TIMEOUT = 10.0
+_TIMEOUT = 10.0  # seconds
 
 
 def written(topic_id: Uuid) -> str:

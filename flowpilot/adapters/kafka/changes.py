@@ -19,7 +19,7 @@ from flowpilot.adapters.kafka.cluster import AdminError, Cluster, Refused, Unkno
 from flowpilot.settings import Settings
 from flowpilot_schemas.topics import Topic
 
-# A broker on a busy machine makes some ten partitions a second.
+# Seconds: a broker on a busy machine makes some ten partitions in one.
 _PATIENCE = 60.0
 _ELECTING = frozenset(
     {

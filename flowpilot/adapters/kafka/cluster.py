@@ -11,6 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ClusterMetadata  # type: ignore[attr-defined]  # not in its __all__
 
 from flowpilot.adapters.kafka.config import client_properties
+from flowpilot.core.errors import FlowPilotError
 from flowpilot.settings import Settings
 
 # Where every broker refuses the connection, so many seconds are enough; a broker that is slow has more.
@@ -21,7 +22,7 @@ _UNREACHABLE = frozenset(
 )
 
 
-class AdminError(Exception):
+class AdminError(FlowPilotError):
     """Kafka does not allow what was asked; one sentence with the remedy."""
 
 

@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ConfluentPartition
 
 from flowpilot.adapters.kafka.config import Properties
+from flowpilot.adapters.kafka.fetched import PASSING, fetched
 from flowpilot.ports.log import Fetched, LogUnavailable, MembershipLost, Rebalanced, TopicPartition
 
 # The group is between two generations. A member that goes on belongs to the next one in a moment, and keeps its
@@ -274,33 +275,5 @@ class KafkaConsumer:
         self._consumer.close()
 
 
-# Reported while a broker is away or a topic is not there yet; librdkafka goes on trying.
-PASSING = frozenset(
-    {
-        KafkaError._PARTITION_EOF,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._TRANSPORT,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError._RESOLVE,
-        KafkaError._MAX_POLL_EXCEEDED,
-    }
-)
-
-
 def _is_final(error: KafkaError) -> bool:
     return error.fatal() or error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
-
-
-def fetched(message: Any) -> Fetched:
-    """confluent-kafka's message as the port's record."""
-    headers = message.headers()
-    return Fetched(
-        message.topic(),
-        message.partition(),
-        message.offset(),
-        message.timestamp()[1],
-        message.key(),
-        message.value(),
-        tuple((name, value or b"") for name, value in headers) if headers else (),
-    )

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ConfluentPartition
 
 from flowpilot.adapters.kafka.config import Properties
-from flowpilot.adapters.kafka.consumer import PASSING, fetched
+from flowpilot.adapters.kafka.fetched import PASSING, fetched
 from flowpilot.ports.log import Fetched, LogUnavailable
 
 Result = TypeVar("Result")

@@ -141,12 +141,6 @@ class AuditQueries:
         with self._session() as session:
             return dict(session.execute(found).all())
 
-    def task_status_counts(self) -> dict[str, int]:
-        """How many task executions stand where."""
-        found = select(TaskExecution.status, func.count()).group_by(TaskExecution.status)
-        with self._session() as session:
-            return dict(session.execute(found).all())
-
     def divergences(self, limit: int = 100) -> Sequence[AuditDivergence]:
         """What should not be, the oldest first; empty in a sound audit."""
         with self._session() as session:

@@ -16,7 +16,7 @@ from typing import Self
 from flowpilot.local.errors import LocalError, StateInUse
 from flowpilot.settings import DEV_FILE
 
-# A command that looks whether we run holds a shared lock for an instant.
+# Seconds: a command that looks whether we run holds a shared lock for an instant.
 _PATIENCE = 1.0
 
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Container
 from pathlib import Path
 
+from flowpilot.local.errors import LocalError
 from flowpilot.local.supervisor import Supervisor
 
 Say = Callable[[str], None]
@@ -31,7 +32,7 @@ class Narrator:
         for name in self._supervisor.names():
             try:
                 restarts, status = self._supervisor.restarts(name), self._supervisor.exit_status(name)
-            except Exception:  # noqa: BLE001 - it was stopped meanwhile, by us
+            except LocalError:  # it was stopped meanwhile, by us
                 continue
             if name in self._followed:
                 self._follow(name)

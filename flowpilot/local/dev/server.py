@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # What takes long to import is imported where it is used: by then the servers are starting.
 
-POLL = 0.2
+POLL = 0.2  # seconds
 PARTITIONS = 4
 # Seconds that handlers which run get when their file has changed.
 WORKER_GRACE = 5.0
