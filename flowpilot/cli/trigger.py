@@ -137,10 +137,14 @@ def fate(
     """
     from flowpilot.app import triggers
 
-    found = triggers.fates(begin(), topic, partition, offset)
+    settings = begin()
+    found = triggers.fates(settings, topic, partition, offset)
     if not found:
+        # Kafka is asked only now: the audit outlives topics and their records.
+        absent = triggers.absence(settings, triggers.Place(topic, partition, offset))
         raise CommandFailed(
-            f"the audit knows nothing of {topic}/{partition}/{offset} (yet); `flowpilot trigger dry-run {topic}` "
+            absent
+            or f"the audit knows nothing of {topic}/{partition}/{offset} (yet); `flowpilot trigger dry-run {topic}` "
             "shows which workflows would take such a record",
             Exit.NOT_FOUND,
         )
