@@ -53,7 +53,11 @@ def test_why_there_is_no_record(settings: Settings, topic: str) -> None:
 
 
 def test_the_command_says_so(
-    settings: Settings, topic: str, database_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    settings: Settings,
+    topic: str,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     upgrade(database_url)
     monkeypatch.setenv("FLOWPILOT_BOOTSTRAP_SERVERS", settings.bootstrap_servers)
