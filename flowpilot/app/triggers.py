@@ -94,7 +94,9 @@ def absence(settings: Settings, place: Place) -> str | None:
     if offset >= following:
         return f"{topic}/{partition} has no record {offset} yet: the next one there will be {following}"
     if offset < first:
-        return f"the audit knows nothing of {topic}/{partition}/{offset}, and Kafka has only what comes from {first} on"
+        return (
+            f"the audit knows nothing of {topic}/{partition}/{offset}, and on Kafka the first one left is {first}"
+        )
     return None
 
 
