@@ -37,7 +37,7 @@ class Children:
 
     def run(self, command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
         """As `subprocess.run` with captured output. Raises `subprocess.TimeoutExpired`."""
-        # In a session of its own, Ctrl-C reaches the child by `stop` alone: a second one would cut its tidying short.
+        # In a session of its own, Ctrl-C reaches it by `stop` alone: a second one would cut its tidying short.
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         ) as process:

@@ -94,9 +94,7 @@ def absence(settings: Settings, place: Place) -> str | None:
     if offset >= following:
         return f"{topic}/{partition} has no record {offset} yet: the next one there will be {following}"
     if offset < first:
-        return (
-            f"the audit knows nothing of {topic}/{partition}/{offset}, and on Kafka the first one left is {first}"
-        )
+        return f"the audit knows no {topic}/{partition}/{offset}, and the first one left on Kafka is {first}"
     return None
 
 

@@ -142,12 +142,11 @@ def fate(
     if not found:
         # Kafka is asked only now: the audit outlives topics and their records.
         absent = triggers.absence(settings, triggers.Place(topic, partition, offset))
-        raise CommandFailed(
-            absent
-            or f"the audit knows nothing of {topic}/{partition}/{offset} (yet); `flowpilot trigger dry-run {topic}` "
-            "shows which workflows would take such a record",
-            Exit.NOT_FOUND,
+        unknown = (
+            f"the audit knows nothing of {topic}/{partition}/{offset} (yet); `flowpilot trigger dry-run {topic}` "
+            "shows which workflows would take such a record"
         )
+        raise CommandFailed(absent or unknown, Exit.NOT_FOUND)
     rows(found, _FATE, output, empty="")
 
 

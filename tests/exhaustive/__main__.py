@@ -29,7 +29,8 @@ def main() -> int:
     except KeyboardInterrupt:
         _clear()
         return interrupted(
-            f"{report.subjects} workflows done, {report.transitions:,} transitions, {len(report.findings)} violations"
+            f"{report.subjects} workflows done, {report.transitions:,} transitions, "
+            f"{len(report.findings)} violations"
         )
     _clear()
     print(summary(report))

@@ -75,7 +75,8 @@ def explore(
 ) -> Report:
     """Explore every workflow of `bound`, until `most_findings` invariants are found broken, each told of once.
 
-    `progress` is told of each workflow; `report` is what is added to. With `QUICK` it takes some three seconds where nothing is wrong.
+    `progress` is told of each workflow; `report` is what is added to. With `QUICK` it takes some three seconds
+    where nothing is wrong.
     """
     report = report or Report()
     began = time.process_time()

@@ -40,7 +40,7 @@ def test_why_there_is_no_record(settings: Settings, topic: str) -> None:
     assert absence(settings, Place(topic, 0, 5)) == f"{topic}/0 has no record 5 yet: the next one there will be 5"
     assert absence(settings, Place(topic, 2, 0)) == f"{topic}/2 has no record 0 yet: the next one there will be 0"
     gone = absence(settings, Place(topic, 0, 1))
-    assert gone == f"the audit knows nothing of {topic}/0/1, and Kafka has only what comes from 2 on"
+    assert gone == f"the audit knows no {topic}/0/1, and the first one left on Kafka is 2"
     assert absence(settings, Place(topic, 3, 0)) == f"topic {topic} has no partition 3, it has partitions 0 to 2"
 
     missing = f"no-{topic}"

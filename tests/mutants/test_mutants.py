@@ -89,10 +89,7 @@ def test_a_process_that_says_nothing_is_an_error_and_one_that_ends_itself_has_fo
         (says.format(70), ("ends its process: why", False)),
         (out_of_cpu, ("does not end", False)),
     ):
-        monkeypatch.setattr(
-            mutants._children,
-            "run",
-            lambda _, timeout, command=command: run([sys.executable, "-c", command], timeout),
-        )
+        python = [sys.executable, "-c", command]
+        monkeypatch.setattr(mutants._children, "run", lambda _, timeout, python=python: run(python, timeout))
         result = try_one(NOTHING, "storm", 1.0)
         assert (result.how, result.error is not None) == expected

@@ -1,4 +1,4 @@
-"""What is written wrongly: each command says how it is used, where its help is, and what is wrong in one sentence."""
+"""What is written wrongly: each command says how it is used, where its help is, and what is wrong."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_records_are_routed(told: Any, name: str) -> None:
 
 
 def test_a_provider_that_cannot_be_found_and_a_span_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenTelemetry looks for a provider by the environment, which may name none; a current span may be anything."""
+    """OpenTelemetry looks for a provider by the environment, which may name none; a span may be anything."""
     monkeypatch.setattr(trace, "get_tracer_provider", nobody)
     monkeypatch.setattr(trace, "get_current_span", nobody)
     tracer = OpenTelemetryTracer()
