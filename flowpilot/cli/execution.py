@@ -56,7 +56,8 @@ def start(
       flowpilot execution start patient-onboarding --input @patient.json --key p-17 --wait --timeout 60
       jq -c .patient backup.json | flowpilot execution start patient-onboarding --input - --wait
 
-    With --wait the exit code tells the end: 0 completed, 3 failed, 4 not in time, 5 cancelled.
+    With --wait the exit code tells the end: 0 completed, 3 failed, 4 not in time, 5 cancelled. Whether the key has
+    an execution already is surely told by --wait and --if-exists fail, else only if the audit record tells at once.
     """
 
     if if_exists not in ("return", "fail"):
@@ -87,9 +88,18 @@ async def _start(
 ) -> None:
     from flowpilot.app.client import Client
 
+    glance = None
+    if key is not None and not wait and if_exists == "return":
+        from flowpilot.cli.earlier import Glance
+
+        glance = Glance(settings, workflow if isinstance(workflow, str) else workflow.definition.name, key)
     async with Client(settings) as client:
         handle = await client.start(workflow, given, key=key, version=version, if_exists=if_exists)
         await _tell(handle, wait, timeout, output)
+        if glance is not None:
+            sent = given if isinstance(workflow, str) else workflow.input_json(given)
+            if sentence := glance.sentence(handle.start, sent):
+                say(sentence)
 
 
 async def _tell(handle: Handle, wait: bool, timeout: float | None, output: Format) -> None:
