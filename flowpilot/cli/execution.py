@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from flowpilot.cli.begin import begin, reach
 from flowpilot.cli.failures import CommandFailed, Exit
 from flowpilot.cli.output import Format, Output, record, rows, say, value
-from flowpilot.cli.watch import ExecutionId, show, watch
+from flowpilot.cli.watch import ExecutionId, check_id, show, watch
 
 if TYPE_CHECKING:
     from flowpilot.authoring import Workflow
@@ -64,15 +65,21 @@ def start(
         raise CommandFailed(f"--if-exists takes return or fail, not {if_exists!r}", Exit.USAGE)
     settings = begin()
     wanted: str | Workflow = workflow
-    if ":" in workflow:
+    if ":" in workflow or workflow.endswith(".py"):
         from flowpilot.cli.loading import load_workflow
 
         wanted = load_workflow(workflow)
     given = _read_input(input)
     reach(settings)
-    asyncio.run(
-        _start(settings, wanted, given, key, version, if_exists, wait or timeout is not None, timeout, output)
-    )
+    from flowpilot.authoring.errors import InputInvalid
+
+    waits = wait or timeout is not None
+    try:
+        asyncio.run(_start(settings, wanted, given, key, version, if_exists, waits, timeout, output))
+    except InputInvalid as error:
+        if input is not None:
+            raise
+        raise CommandFailed(f"{error}; none was given: --input takes it", Exit.USAGE) from error
 
 
 async def _start(
@@ -144,7 +151,9 @@ def _read_input(given: str | None) -> Any:
         return decode(data)
     except BadRecord as bad:
         hint = "; write JSON, @file or -" if where == "--input" else ""
-        raise CommandFailed(f"{where}: {bad.detail}{hint}", Exit.USAGE) from bad
+        if hint and os.path.isfile(given):
+            hint = f"; did you mean @{given}?"
+        raise CommandFailed(f"{where}: {bad.detail.replace('the record', 'it', 1)}{hint}", Exit.USAGE) from bad
 
 
 @app.command("list")
@@ -275,6 +284,8 @@ def verify(
     """
     from flowpilot.app import executions
 
+    if execution is not None:
+        check_id(execution)
     settings = begin()
     if execution is not None and executions.show_execution(settings, execution) is None:
         raise CommandFailed(f"the audit does not know execution {execution}", Exit.NOT_FOUND)

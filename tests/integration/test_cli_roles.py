@@ -211,6 +211,8 @@ def test_an_execution_through_the_whole_loop(cli: Cli) -> None:
             code=Exit.EXECUTION_FAILED,
         )
         assert "n is negative" in failed.stderr
+        nothing = cli("execution", "start", "shop", code=Exit.USAGE)
+        assert nothing.stderr.endswith("; none was given: --input takes it\n")
         assert failed.stdout == ""
 
         slow = cli("execution", "start", "shop", "-i", '{"n": 999}', "-o", "json")

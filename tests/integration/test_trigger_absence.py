@@ -74,6 +74,7 @@ def test_the_command_says_so(
     assert asked(topic, "7", "0") == f"error: topic {topic} has no partition 7, it has partitions 0 to 2\n"
     assert f"error: there is no topic no-{topic} on Kafka" in asked(f"no-{topic}", "0", "0")
     assert "knows nothing" in asked(topic, "0", "3")
+    assert f"knows nothing of {topic}/0/3 (yet)" in asked(f"{topic}/0/3")
 
     monkeypatch.setenv("FLOWPILOT_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     assert "knows nothing" in asked(topic, "7", "0")
