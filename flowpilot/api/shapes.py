@@ -178,14 +178,24 @@ class Other(BaseModel):
     workflow: str | None
 
 
+class LetterHeader(BaseModel):
+    """A header of a dead letter's record."""
+
+    name: str = Field(examples=["traceparent"])
+    value_base64: str
+    value_text: str | None
+
+
 class DeadLetter(DeadLetterLine):
-    """With what to do about it, and the record's bytes as far as they were kept."""
+    """With what to do about it, and the record's bytes and headers as far as they were kept."""
 
     remedy: str | None
     others: list[Other]
     key_base64: str | None
     value_base64: str | None
     value_text: str | None
+    headers: list[LetterHeader]
+    headers_left_out: int
 
 
 class Alive(BaseModel):

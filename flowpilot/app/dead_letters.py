@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -37,11 +37,12 @@ REMEDIES = {
 
 
 class Shown(NamedTuple):
-    """One dead letter: its fields, and the record's bytes as far as they were kept."""
+    """One dead letter: its fields, and the record's bytes and headers as far as they were kept."""
 
     fields: Fields
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 def list_groups(asked: Asked, wanted: Wanted) -> list[Fields]:
@@ -82,9 +83,11 @@ def show_letter(asked: Asked, which: int | Place) -> Shown | None:
     fields = {
         **_letter(row),
         "remedy": REMEDIES.get(row.reason),
+        "headers_left_out": row.headers_left_out or 0,
         "others": [{"id": other.id, "reason": other.reason, "workflow": other.workflow} for other in others],
     }
-    return Shown(fields, row.key, row.value)
+    headers = tuple((header["name"], b64decode(header["value"])) for header in row.headers or ())
+    return Shown(fields, row.key, row.value, headers)
 
 
 def as_json(letter: Shown) -> Fields:
@@ -94,6 +97,10 @@ def as_json(letter: Shown) -> Fields:
         "key_base64": _base64(letter.key),
         "value_base64": _base64(letter.value),
         "value_text": _text(letter.value),
+        "headers": [
+            {"name": name, "value_base64": _base64(value), "value_text": _text(value)}
+            for name, value in letter.headers
+        ],
     }
 
 

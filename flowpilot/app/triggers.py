@@ -7,14 +7,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flowpilot.adapters.kafka.admin import KafkaAdmin
+from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin, UnknownTopic
 from flowpilot.adapters.kafka.config import producer_properties
+from flowpilot.adapters.kafka.groups import KafkaGroups
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.postgres.queries import AuditQueries
 from flowpilot.app.database import Asked, Database, querying
 from flowpilot.app.workflows import open_definitions
 from flowpilot.core.errors import FlowPilotError
-from flowpilot.ports.log import Fetched, Headers, Record
+from flowpilot.ports.log import Fetched, Headers, LogUnavailable, Record
 from flowpilot.router.routing import Omitted, Outcome, route, routes
 from flowpilot.settings import Settings
 from flowpilot_schemas.ids import record_execution_id
@@ -22,8 +23,8 @@ from flowpilot_schemas.messages import StartExecution
 
 Fields = dict[str, Any]
 
-# Seconds: until Kafka's silence is an error, between two looks at the audit record.
-_PATIENCE, _LOOK = 10.0, 0.2
+# Seconds: until Kafka's silence is an error, or only means that it cannot be asked; between two looks at the audit.
+_PATIENCE, _SHORTLY, _LOOK = 10.0, 3.0, 0.2
 _NAMED = 10
 
 _REASONS = {
@@ -75,6 +76,26 @@ def fates(asked: Asked, topic: str, partition: int, offset: int) -> list[Fields]
     with querying(asked, AuditQueries) as queries:
         found = queries.fates(topic, partition, offset)
     return [{**fate._asdict(), "detail": fate.detail or _REASONS.get(fate.reason or "")} for fate in found]
+
+
+def absence(settings: Settings, place: Place) -> str | None:
+    """Why no record is at `place`, as a sentence; None if there is one, or if Kafka does not say."""
+    topic, partition, offset = place
+    try:
+        count = KafkaAdmin(settings, timeout=_SHORTLY).partitions(topic)
+        if partition >= count:
+            has = "partition 0 alone" if count == 1 else f"partitions 0 to {count - 1}"
+            return f"topic {topic} has no partition {partition}, it has {has}"
+        first, following = KafkaGroups(settings, timeout=_SHORTLY).bounds(topic)[topic, partition]
+    except UnknownTopic:
+        return f"there is no topic {topic} on Kafka; `flowpilot workflow list` shows which topics start workflows"
+    except (AdminError, LogUnavailable, KeyError):
+        return None
+    if offset >= following:
+        return f"{topic}/{partition} has no record {offset} yet: the next one there will be {following}"
+    if offset < first:
+        return f"the audit knows no {topic}/{partition}/{offset}, and the first one left on Kafka is {first}"
+    return None
 
 
 def await_fates(settings: Settings, place: Place, foretold: Sequence[Fields], timeout: float) -> list[Fields]:

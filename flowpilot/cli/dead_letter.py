@@ -175,6 +175,16 @@ def _print_letter(found: Shown) -> None:
             for other in fields["others"]
         )
     record(told, Format.TABLE)
+    if found.headers:
+        line()
+        line("headers:")
+        for name, value in found.headers:
+            first, *more = shown(value, SHOWN)
+            line(f"  {name}: {first}")
+            for text in more:
+                line(f"    {text}")
+    if fields["headers_left_out"]:
+        say(f"headers that were too large to be kept: {fields['headers_left_out']}")
     if found.key is not None:
         _print_bytes("key", found.key)
     if found.value is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from flowpilot.cli.begin import begin, reach
 from flowpilot.cli.failures import CommandFailed, Exit
 from flowpilot.cli.output import Format, Output, record, rows, say, value
-from flowpilot.cli.watch import ExecutionId, show, watch
+from flowpilot.cli.watch import ExecutionId, check_id, show, watch
 
 if TYPE_CHECKING:
     from flowpilot.authoring import Workflow
@@ -57,22 +58,29 @@ def start(
       flowpilot execution start patient-onboarding --input @patient.json --key p-17 --wait --timeout 60
       jq -c .patient backup.json | flowpilot execution start patient-onboarding --input - --wait
 
-    With --wait the exit code tells the end: 0 completed, 3 failed, 4 not in time, 5 cancelled.
+    With --wait the exit code tells the end: 0 completed, 3 failed, 4 not in time, 5 cancelled. Whether the key has
+    an execution already is surely told by --wait and --if-exists fail, else only if the audit record tells at once.
     """
 
     if if_exists not in ("return", "fail"):
         raise CommandFailed(f"--if-exists takes return or fail, not {if_exists!r}", Exit.USAGE)
     settings = begin()
     wanted: str | Workflow = workflow
-    if ":" in workflow:
+    if ":" in workflow or workflow.endswith(".py"):
         from flowpilot.cli.loading import load_workflow
 
         wanted = load_workflow(workflow)
     given = _read_input(input)
     reach(settings)
-    asyncio.run(
-        _start(settings, wanted, given, key, version, if_exists, wait or timeout is not None, timeout, output)
-    )
+    from flowpilot.authoring.errors import InputInvalid
+
+    waits = wait or timeout is not None
+    try:
+        asyncio.run(_start(settings, wanted, given, key, version, if_exists, waits, timeout, output))
+    except InputInvalid as error:
+        if input is not None:
+            raise
+        raise CommandFailed(f"{error}; none was given: --input takes it", Exit.USAGE) from error
 
 
 async def _start(
@@ -88,9 +96,18 @@ async def _start(
 ) -> None:
     from flowpilot.app.client import Client
 
+    glance = None
+    if key is not None and not wait and if_exists == "return":
+        from flowpilot.cli.earlier import Glance
+
+        glance = Glance(settings, workflow if isinstance(workflow, str) else workflow.definition.name, key)
     async with Client(settings) as client:
         handle = await client.start(workflow, given, key=key, version=version, if_exists=if_exists)
         await _tell(handle, wait, timeout, output)
+        if glance is not None:
+            sent = given if isinstance(workflow, str) else workflow.input_json(given)
+            if sentence := glance.sentence(handle.start, sent):
+                say(sentence)
 
 
 async def _tell(handle: Handle, wait: bool, timeout: float | None, output: Format) -> None:
@@ -135,7 +152,9 @@ def _read_input(given: str | None) -> Any:
         return decode(data)
     except BadRecord as bad:
         hint = "; write JSON, @file or -" if where == "--input" else ""
-        raise CommandFailed(f"{where}: {bad.detail}{hint}", Exit.USAGE) from bad
+        if hint and os.path.isfile(given):
+            hint = f"; did you mean @{given}?"
+        raise CommandFailed(f"{where}: {bad.detail.replace('the record', 'it', 1)}{hint}", Exit.USAGE) from bad
 
 
 @app.command("list")
@@ -264,6 +283,8 @@ def verify(
     """
     from flowpilot.app import executions
 
+    if execution is not None:
+        check_id(execution)
     settings = begin()
     if execution is not None and executions.show_execution(settings, execution) is None:
         raise CommandFailed(f"the audit does not know execution {execution}", Exit.NOT_FOUND)

@@ -10,6 +10,7 @@ import typer
 
 from flowpilot.cli import dead_letter, dev, doctor, execution, init, operate, roles, schema, trigger, workflow
 from flowpilot.cli.failures import Exit, report
+from flowpilot.cli.usage import is_usage, report_usage
 
 app = typer.Typer(
     name="flowpilot",
@@ -84,8 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(Exit.OK)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the user gets one sentence
-        if _is_usage(error):
-            error.show()  # type: ignore[attr-defined]
+        if is_usage(error):
+            report_usage(error, typer.main.get_command(app), sys.argv[1:] if arguments is None else arguments)
             sys.exit(Exit.USAGE)
         if type(error).__name__ == "Abort":
             sys.exit(Exit.INTERRUPTED)
@@ -93,10 +94,6 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exception(error)
         sys.exit(report(error))
     sys.exit(code if isinstance(code, int) else Exit.OK)
-
-
-def _is_usage(error: BaseException) -> bool:
-    return any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from flowpilot.cli.failures import CommandFailed, Exit
 from flowpilot.cli.output import Format, Output, line, record, rows, say
 
 if TYPE_CHECKING:
+    from flowpilot.app.triggers import Place
     from flowpilot.settings import Settings
 
 app = typer.Typer(
@@ -120,8 +122,12 @@ def _expected(foretold: dict[str, Any]) -> str:
 @app.command()
 def fate(
     topic: TopicName,
-    partition: Annotated[int, typer.Argument(help="The record's partition.", metavar="PARTITION", min=0)],
-    offset: Annotated[int, typer.Argument(help="The record's offset.", metavar="OFFSET", min=0, max=2**62)],
+    partition: Annotated[
+        int | None, typer.Argument(help="The record's partition.", metavar="PARTITION", min=0)
+    ] = None,
+    offset: Annotated[
+        int | None, typer.Argument(help="The record's offset.", metavar="OFFSET", min=0, max=2**62)
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """What became of one record, workflow by workflow.
@@ -129,7 +135,7 @@ def fate(
     \b
     Examples:
       flowpilot trigger fate patients.registered 0 4711
-      flowpilot trigger fate patients.registered 0 4711 -o json
+      flowpilot trigger fate patients.registered/0/4711 -o json        as `trigger publish` prints it
 
     It reads the audit record, which follows the router by a moment. Exit code 6: nothing is known of the record.
 
@@ -137,14 +143,31 @@ def fate(
     """
     from flowpilot.app import triggers
 
-    found = triggers.fates(begin(), topic, partition, offset)
+    place = _place(topic, partition, offset)
+    settings = begin()
+    found = triggers.fates(settings, *place)
     if not found:
-        raise CommandFailed(
-            f"the audit knows nothing of {topic}/{partition}/{offset} (yet); `flowpilot trigger dry-run {topic}` "
-            "shows which workflows would take such a record",
-            Exit.NOT_FOUND,
+        # Kafka is asked only now: the audit outlives topics and their records.
+        absent = triggers.absence(settings, place)
+        unknown = (
+            f"the audit knows nothing of {'/'.join(map(str, place))} (yet); "
+            f"`flowpilot trigger dry-run {place.topic}` shows which workflows would take such a record"
         )
+        raise CommandFailed(absent or unknown, Exit.NOT_FOUND)
     rows(found, _FATE, output, empty="")
+
+
+def _place(topic: str, partition: int | None, offset: int | None) -> Place:
+    from flowpilot.app.triggers import Place
+
+    if partition is not None and offset is not None:
+        return Place(topic, partition, offset)
+    whole = re.fullmatch(r"(.+)/(\d{1,9})/(\d{1,18})", topic, re.ASCII)
+    if whole is None or partition is not None:
+        raise CommandFailed(
+            "a record is named as TOPIC PARTITION OFFSET or TOPIC/PARTITION/OFFSET, such as orders 0 17", Exit.USAGE
+        )
+    return Place(whole[1], int(whole[2]), int(whole[3]))
 
 
 @app.command("dry-run")

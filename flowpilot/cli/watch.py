@@ -24,6 +24,16 @@ LOOK_EVERY, KNOWN_WITHIN = 0.5, 5.0
 ExecutionId = Annotated[str, typer.Argument(help="The execution's id.", metavar="ID")]
 
 
+def check_id(execution: str) -> None:
+    """Raises `CommandFailed` if that is no execution's id, but a workflow's name or half an id."""
+    from flowpilot_schemas.ids import is_execution_id
+
+    if not is_execution_id(execution):
+        raise CommandFailed(
+            f"{execution!r} is not an execution id; `flowpilot execution list` shows some", Exit.USAGE
+        )
+
+
 def show(
     execution: ExecutionId,
     run: Annotated[int | None, typer.Option("--run", help="An earlier run of the same key.", metavar="RUN")] = None,
@@ -44,6 +54,7 @@ def show(
     """
     from flowpilot.app import executions
 
+    check_id(execution)
     found = executions.show_execution(begin(), execution, run=run)
     if found is None:
         which = f"run {run} of execution {execution}" if run is not None else f"execution {execution}"
@@ -92,13 +103,9 @@ def watch(
     Its steps are a tree that changes in place; piped, there is a line for each change.
     """
     from flowpilot.app.following import following
-    from flowpilot_schemas.ids import is_execution_id
 
     settings = begin()
-    if not is_execution_id(execution):
-        raise CommandFailed(
-            f"{execution!r} is not an execution id; `flowpilot execution list` shows some", Exit.USAGE
-        )
+    check_id(execution)
     try:
         with following(settings, execution) as follower, display() as shown:
             found = follow(follower, shown, execution, timeout)

@@ -6,10 +6,12 @@ import hashlib
 from base64 import b64encode
 from typing import Protocol
 
+from flowpilot_schemas.codec import encode
 from flowpilot_schemas.ids import is_legal_name
 from flowpilot_schemas.limits import MAX_ERROR_MESSAGE
-from flowpilot_schemas.messages import DeadLetter
+from flowpilot_schemas.messages import DeadLetter, RecordHeader
 from flowpilot_schemas.topics import LARGE_MESSAGE
+from flowpilot_schemas.tracing import HEADER
 
 # Key and value together, before base64 makes 4 bytes of 3; the rest is room for detail, names and framing.
 WHOLE = LARGE_MESSAGE * 3 // 4 - 64 * 1024
@@ -30,6 +32,8 @@ class ReadRecord(Protocol):
     def key(self) -> bytes | None: ...
     @property
     def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> tuple[tuple[str, bytes], ...]: ...
 
 
 def dead_letter(
@@ -45,6 +49,8 @@ def dead_letter(
     if truncated:
         key = key and key[: DeadLetter.HEAD]
         value = value and value[: DeadLetter.HEAD]
+    headers = _kept(record.headers)
+    left_out = len(record.headers) - len(headers)
     return DeadLetter(
         reason=reason,
         detail=_text(detail),
@@ -54,6 +60,8 @@ def dead_letter(
         timestamp=record.timestamp,
         key=None if key is None else b64encode(key).decode(),
         value=None if value is None else b64encode(value).decode(),
+        headers=headers or None,
+        headers_left_out=left_out or None,
         size=len(record.value or b""),
         sha256=hashlib.sha256(record.value or b"").hexdigest(),
         truncated=truncated,
@@ -67,6 +75,23 @@ def dead_letter_key(record: ReadRecord) -> bytes | None:
     return record.key and record.key[: DeadLetter.HEAD]
 
 
+def _kept(headers: tuple[tuple[str, bytes], ...]) -> list[RecordHeader]:
+    """As many as there is room for: the trace goes before, and the short before the long."""
+    told = [RecordHeader(name=_sound(name), value=b64encode(value).decode()) for name, value in headers]
+    sizes = [len(encode([header.name, header.value])) + len('{"name":,"value":}') for header in told]
+    room, kept = DeadLetter.HEADERS, set[int]()
+    for place in sorted(range(len(told)), key=lambda place: (told[place].name != HEADER, sizes[place])):
+        room -= sizes[place]
+        if room < 0:
+            break
+        kept.add(place)
+    return [header for place, header in enumerate(told) if place in kept]
+
+
 def _text(detail: str) -> str:
     # A detail quotes the record, which may hold what UTF-8 cannot: lone surrogates from lenient producers.
-    return detail[:MAX_ERROR_MESSAGE].encode(errors="replace").decode()
+    return _sound(detail[:MAX_ERROR_MESSAGE])
+
+
+def _sound(text: str) -> str:
+    return text.encode(errors="replace").decode()

@@ -22,6 +22,7 @@ from flowpilot_schemas.own import TimerFired as TimerFired
 from flowpilot_schemas.tracing import Traceparent
 from flowpilot_schemas.wire import Key, Message, Name, Offset, RequestId, Text
 from flowpilot_schemas.wire import Origin as Origin
+from flowpilot_schemas.wire import RecordHeader as RecordHeader
 from flowpilot_schemas.wire import ReplyTo as ReplyTo
 from flowpilot_schemas.wire import Untyped as Untyped
 
@@ -270,9 +271,13 @@ class RetryAnswered(Message):
 
 
 class DeadLetter(Message):
-    """A record nobody could process. Its bytes are base64; above the size limit only the first 64 KiB."""
+    """A record nobody could process. Its bytes are base64; above the size limit only the first 64 KiB.
+
+    `headers` are the record's, in its order; those beyond 16 KiB are only counted, the largest first.
+    """
 
     HEAD: ClassVar[int] = 64 * 1024
+    HEADERS: ClassVar[int] = 16 * 1024
 
     type: Literal["dead.letter"] = "dead.letter"
     reason: Name
@@ -283,6 +288,8 @@ class DeadLetter(Message):
     timestamp: int
     key: str | None = None
     value: str | None = None
+    headers: list[RecordHeader] | None = None
+    headers_left_out: int | None = None
     size: int
     sha256: Text
     truncated: bool = False

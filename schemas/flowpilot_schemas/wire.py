@@ -39,6 +39,15 @@ class Origin(BaseModel):
     offset: Offset
 
 
+class RecordHeader(BaseModel):
+    """A header of a record; `value` is base64."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    value: str
+
+
 class ReplyTo(BaseModel):
     """Where the terminal event goes for a client that waits."""
 

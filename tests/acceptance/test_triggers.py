@@ -105,7 +105,7 @@ def test_each_record_has_a_fate_that_can_be_asked_for_and_foretold(system: Runni
     listed = system.cli("trigger", "fate", *map(str, binary)).stdout
     assert event_execution_id("ledger", "/shop", "e-5") in listed
     missing = system.cli("trigger", "fate", topic, "0", "4711", code=Exit.NOT_FOUND)
-    assert "dry-run" in missing.stderr
+    assert f"{topic}/0 has no record 4711 yet" in missing.stderr
     assert (missing.stdout, missing.stderr.count("\n")) == ("", 1)
 
     options = [f"-Hce_{name}={value}" for name, value in {**EVENT, "id": "e-9"}.items()]

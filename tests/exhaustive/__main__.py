@@ -12,19 +12,27 @@ import sys
 
 from tests.exhaustive.dags import KNOWN
 from tests.exhaustive.explore import FULL, INVARIANTS, Bound, Report, explore
+from tests.interrupts import interrupted
 
 
 def main() -> int:
     options = _arguments()
     bound = Bound(options.steps, options.length, options.fewest)
     total = sum(KNOWN[steps] for steps in range(bound.fewest, bound.most + 1))
-    print(
-        f"{total} DAGs of {bound.fewest} to {bound.most} steps, sequences of up to {bound.length} records",
-        flush=True,
-    )
-    report = explore(bound, most_findings=options.findings, progress=_progress)
-    if sys.stdout.isatty():
-        print("\r\x1b[K", end="")
+    report = Report()
+    try:
+        print(
+            f"{total} DAGs of {bound.fewest} to {bound.most} steps, sequences of up to {bound.length} records",
+            flush=True,
+        )
+        explore(bound, most_findings=options.findings, progress=_progress, report=report)
+    except KeyboardInterrupt:
+        _clear()
+        return interrupted(
+            f"{report.subjects} workflows done, {report.transitions:,} transitions, "
+            f"{len(report.findings)} violations"
+        )
+    _clear()
     print(summary(report))
     for finding in report.findings:
         print(f"\n{finding}")
@@ -56,6 +64,11 @@ def _progress(name: str, report: Report) -> None:
         print(f"\r\x1b[K{line}", end="", flush=True)
     else:
         print(line, flush=True)
+
+
+def _clear() -> None:
+    if sys.stdout.isatty():
+        print("\r\x1b[K", end="", flush=True)
 
 
 def _arguments() -> argparse.Namespace:

@@ -67,13 +67,18 @@ class Report:
 
 
 def explore(
-    bound: Bound = FULL, *, most_findings: int = 1, progress: Callable[[str, Report], None] | None = None
+    bound: Bound = FULL,
+    *,
+    most_findings: int = 1,
+    progress: Callable[[str, Report], None] | None = None,
+    report: Report | None = None,
 ) -> Report:
     """Explore every workflow of `bound`, until `most_findings` invariants are found broken, each told of once.
 
-    `progress` is told of each workflow. With `QUICK` it takes some three seconds where nothing is wrong.
+    `progress` is told of each workflow; `report` is what is added to. With `QUICK` it takes some three seconds
+    where nothing is wrong.
     """
-    report = Report()
+    report = report or Report()
     began = time.process_time()
     shapes: set[tuple[int, Edges]] = set()
     for subject in subjects(bound.most):

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fuzz.targets import TARGETS
+from tests.interrupts import interrupted, spared
 
 _DIRECTORY = Path(".flowpilot/fuzz")
 _LINE = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+)")
 _EXECUTED = re.compile(r"stat::number_of_executed_units: (\d+)")
 _EVERY = 10.0
+_ONE = [sys.executable, "-m", "tests.fuzz.one"]
 
 
 @dataclass
@@ -70,20 +72,29 @@ def begin(name: str, runs: int, seed: int, directory: Path) -> Run:
     folder = directory / name
     (folder / "found").mkdir(parents=True, exist_ok=True)
     log = folder / "log"
-    command = [sys.executable, "-m", "tests.fuzz.one", name, str(runs), str(seed), str(folder)]
+    command = [*_ONE, name, str(runs), str(seed), str(folder)]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
     return Run(name, process, log, set((folder / "found").glob("*")), time.monotonic())
 
 
+class Interrupted(Exception):
+    """Ctrl-C: `runs` are those that were over or under way."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        super().__init__()
+        self.runs = runs
+
+
 def campaign(names: list[str], runs: int, seed: int, at_once: int, directory: Path) -> list[Run]:
-    """All targets, `at_once` at a time; progress goes to stderr."""
+    """All targets, `at_once` at a time; progress goes to stderr. Raises `Interrupted`."""
     waiting, running, over = deque(names), list[Run](), list[Run]()
     said = time.monotonic()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                running.append(begin(waiting.popleft(), runs, seed, directory))
+                with spared():
+                    running.append(begin(waiting.popleft(), runs, seed, directory))
             time.sleep(0.2)
             for run in [run for run in running if run.is_over()]:
                 running.remove(run)
@@ -96,9 +107,12 @@ def campaign(names: list[str], runs: int, seed: int, at_once: int, directory: Pa
                     print(
                         f"… {run.name}: {inputs:,} of {runs:,} inputs, {edges:,} edges", file=sys.stderr, flush=True
                     )
+    except KeyboardInterrupt:
+        raise Interrupted(over + running) from None
     finally:
         for run in running:
             run.process.kill()
+            run.process.wait()
     return sorted(over, key=lambda run: names.index(run.name))
 
 
@@ -144,7 +158,15 @@ def main() -> int:
         return repeat(asked.repeat[0], Path(asked.repeat[1]))
     print(f"seed {asked.seed}", file=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and with it the targets' processes
-    return report(campaign(asked.only, asked.runs, asked.seed, asked.at_once, asked.directory))
+    try:
+        return report(campaign(asked.only, asked.runs, asked.seed, asked.at_once, asked.directory))
+    except Interrupted as early:
+        inputs, findings = sum(run.figures()[0] for run in early.runs), sum(len(run.found()) for run in early.runs)
+        over = sum(run.code is not None for run in early.runs)
+        return interrupted(
+            f"{over} of {len(asked.only)} targets done, {inputs:,} inputs, {findings} findings; "
+            f"corpus, findings and logs stay in {asked.directory}"
+        )
 
 
 if __name__ == "__main__":

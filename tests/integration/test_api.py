@@ -122,7 +122,8 @@ def test_dead_letters_and_their_bytes(http: httpx.Client, world: AuditWorld) -> 
     hostile = b"<script>\0\xff\x1b[2J"
 
     def letter(offset: int, value: bytes | None, reason: str = "not_json") -> Letter:
-        return Letter(dead_letter(Fetched("u", 1, offset, EPOCH, b"k", value), reason, "no", "router", "w"), EPOCH)
+        record = Fetched("u", 1, offset, EPOCH, b"k", value, (("traceparent", b"00-1"), ("bytes", b"\xff")))
+        return Letter(dead_letter(record, reason, "no", "router", "w"), EPOCH)
 
     world.write(letters=[letter(0, hostile), letter(1, None, "null_value"), letter(2, b"{")])
     listed = pages(http, "/dead-letters", limit=2)
@@ -136,6 +137,13 @@ def test_dead_letters_and_their_bytes(http: httpx.Client, world: AuditWorld) -> 
     ]  # fmt: skip
     shown = http.get(f"/dead-letters/{bad['id']}").json()
     assert (b64decode(shown["value_base64"]), shown["value_text"], shown["workflow"]) == (hostile, None, "w")
+    assert (shown["headers"], shown["headers_left_out"]) == (
+        [
+            {"name": "traceparent", "value_base64": "MDAtMQ==", "value_text": "00-1"},
+            {"name": "bytes", "value_base64": "/w==", "value_text": None},
+        ],
+        0,
+    )
     assert "publish JSON" in shown["remedy"]
     raw = http.get(f"/dead-letters/{bad['id']}/value")
     assert (raw.content, raw.headers["Content-Type"]) == (hostile, "application/octet-stream")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy.exc import DBAPIError
 
 from flowpilot.adapters.postgres import definitions, rows
 from flowpilot.adapters.postgres.bulk import TASK_TYPES, Shapes
 from flowpilot.adapters.postgres.store import PostgresAuditStore
 from flowpilot.app.audit_view import PostgresAuditView
+from flowpilot.app.dead_letters import show_letter
 from flowpilot.audit.projection import project
 from flowpilot.core.dead_letters import dead_letter
 from flowpilot.ports.audit import (
@@ -31,7 +34,9 @@ from flowpilot.ports.audit import (
     StoreUnusable,
 )
 from flowpilot.ports.log import Fetched, TopicPartition
+from flowpilot.settings import Settings
 from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.messages import RecordHeader
 from tests.audit_history import DEFINITION, EPOCH, Chain, completed, event, events, retry_of
 from tests.audit_world import PLACE, REGISTERED, AuditWorld, statements
 
@@ -480,6 +485,25 @@ def test_a_dead_letter_is_stored_once(world: AuditWorld) -> None:
     assert [(name, bytes(value), key, size, reason) for name, value, key, size, reason in found] == [
         (None, b"\x00\xff", None, 2, "not_json"), ("onboarding", b"\x00\xff", None, 2, "not_json"),
     ]  # fmt: skip
+
+
+def test_the_headers_of_a_dead_letter(world: AuditWorld) -> None:
+    headers = (("traceparent", b"00-1"), ("b", b"\xff\0"), ("b", b""))
+    record = Fetched("user", 1, 2, EPOCH, None, b"{", headers)
+    sound = dead_letter(record, "not_json", "no", "router")
+    world.write(
+        letters=[Letter(sound, EPOCH), Letter(dead_letter(record._replace(headers=()), "x", "", "r"), EPOCH)]
+    )
+    stored = [{"name": name, "value": b64encode(value).decode()} for name, value in headers]
+    found = world.ask("SELECT headers, headers_left_out FROM dead_letter ORDER BY id")
+    assert found == [(stored, None), (None, None)]
+    shown = show_letter(Settings(_env_file=None, database_url=SecretStr(world.url)), 1)
+    assert shown is not None
+    assert (shown.headers, shown.fields["headers_left_out"]) == (headers, 0)
+
+    foreign = sound.model_copy(update={"offset": 3, "headers": [RecordHeader(name="a", value="a")]})
+    with pytest.raises(BatchRefused):
+        world.write(letters=[Letter(foreign, EPOCH)])
 
 
 def test_a_divergence_is_stored_once(world: AuditWorld) -> None:

@@ -190,6 +190,17 @@ def test_an_execution_through_the_whole_loop(cli: Cli) -> None:
         assert "it was there before; " in again.stderr
         other = cli("execution", "start", "shop", "-i", '{"n": 4}', "-k", "k", "--wait", "--timeout", "60")
         assert (json.loads(other.stdout), "before, with another input" in other.stderr) == (36, True)
+        for given, what in (
+            ('{"n": 3}', "completed"),
+            ('{"n": 4}', "completed, with another input, which it keeps"),
+        ):
+            start = ("execution", "start", "shop", "-i", given, "-k", "k")
+            told = eventually(lambda start=start: (found := cli(*start)).stderr and found, 60)
+            assert (told.stdout, f"key 'k' has this execution already ({what}): " in told.stderr) == (
+                f"{execution}\n", True,
+            )  # fmt: skip
+        unknown = cli(*start, FLOWPILOT_DATABASE_URL="postgresql://me@127.0.0.1:1/x")
+        assert (unknown.stdout, unknown.stderr) == (f"{execution}\n", "")
         exists = cli(
             *("execution", "start", "shop", "-i", '{"n": 4}', "-k", "k", "--if-exists", "fail"), code=Exit.ERROR
         )
@@ -200,6 +211,8 @@ def test_an_execution_through_the_whole_loop(cli: Cli) -> None:
             code=Exit.EXECUTION_FAILED,
         )
         assert "n is negative" in failed.stderr
+        nothing = cli("execution", "start", "shop", code=Exit.USAGE)
+        assert nothing.stderr.endswith("; none was given: --input takes it\n")
         assert failed.stdout == ""
 
         slow = cli("execution", "start", "shop", "-i", '{"n": 999}', "-o", "json")

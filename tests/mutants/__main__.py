@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
+from tests.interrupts import Children, interrupted
 from tests.mutants.all import MUTANTS, NOTHING
 from tests.mutants.catalogue import LAYERS, Mutant
 from tests.mutants.layers import BY_ROOM, applies
@@ -51,12 +52,15 @@ class Result(NamedTuple):
         return self.error is not None or (self.expected and self.how is None)
 
 
+_children = Children()
+
+
 def try_one(mutant: Mutant, layer: str, seconds: float) -> Result:
     """One defect against one layer, in a process of its own."""
     command = [sys.executable, "-m", "tests.mutants.one", mutant.name, layer, mutant.room, str(seconds)]
     began = time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+        done = _children.run(command, _PATIENCE)
     except subprocess.TimeoutExpired:
         return Result(mutant, layer, None, time.monotonic() - began, f"no answer after {_PATIENCE} s")
     try:
@@ -73,16 +77,33 @@ def try_one(mutant: Mutant, layer: str, seconds: float) -> Result:
         return Result(mutant, layer, None, time.monotonic() - began, f"exit {done.returncode}: {last}")
 
 
+class Interrupted(Exception):
+    """Ctrl-C, after `done` of `all` tries."""
+
+    def __init__(self, done: int, all: int) -> None:
+        super().__init__(f"{done} of {all}")
+
+
 def try_all(work: Sequence[tuple[Mutant, str]], seconds: float, at_once: int) -> list[Result]:
-    """All of `work`, in its order; each is told as it ends."""
+    """All of `work`, in its order; each is told as it ends. Raises `Interrupted`."""
+    done: list[Result] = []
 
     def one(place: tuple[Mutant, str]) -> Result:
         result = try_one(*place, seconds)
-        print(f"{_mark(result)} {result.mutant.name} / {result.layer}, {_how(result)}", file=sys.stderr, flush=True)
+        if not _children.stopping.is_set():
+            done.append(result)
+            said = f"{_mark(result)} {result.mutant.name} / {result.layer}, {_how(result)}"
+            print(said, file=sys.stderr, flush=True)
         return result
 
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(one, work))
+        tries = [pool.submit(one, place) for place in work]
+        try:
+            return [each.result() for each in tries]
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            _children.stop()
+            raise Interrupted(len(done), len(work)) from None
 
 
 def _mark(result: Result) -> str:
@@ -149,9 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for layer in asked.layers
         if applies(layer, known[name].room) and (asked.all or layer in known[name].layers)
     ]
-    if not asked.no_baseline and not baseline(work, asked.at_once):
-        return 1
-    return report(try_all(work, asked.seconds, asked.at_once))
+    what = "layers tried without a defect"
+    try:
+        if not asked.no_baseline and not baseline(work, asked.at_once):
+            return 1
+        what = "defects tried against a layer"
+        return report(try_all(work, asked.seconds, asked.at_once))
+    except Interrupted as early:
+        return interrupted(f"{early} {what}")
 
 
 def baseline(work: Sequence[tuple[Mutant, str]], at_once: int) -> bool:
@@ -165,4 +191,5 @@ def baseline(work: Sequence[tuple[Mutant, str]], at_once: int) -> bool:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -81,7 +81,7 @@ def test_what_the_exit_code_says(results: list[tuple[str, Any, Any]], code: int)
 def test_a_process_that_says_nothing_is_an_error_and_one_that_ends_itself_has_found_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = mutants.subprocess.run
+    run = mutants._children.run
     out_of_cpu = "import os, signal; os.kill(os.getpid(), signal.SIGXCPU)"
     says = "import sys; print('why', file=sys.stderr); sys.exit({})"
     for command, expected in (
@@ -89,8 +89,7 @@ def test_a_process_that_says_nothing_is_an_error_and_one_that_ends_itself_has_fo
         (says.format(70), ("ends its process: why", False)),
         (out_of_cpu, ("does not end", False)),
     ):
-        monkeypatch.setattr(
-            mutants.subprocess, "run", lambda _, command=command, **how: run([sys.executable, "-c", command], **how)
-        )
+        python = [sys.executable, "-c", command]
+        monkeypatch.setattr(mutants._children, "run", lambda _, timeout, python=python: run(python, timeout))
         result = try_one(NOTHING, "storm", 1.0)
         assert (result.how, result.error is not None) == expected

@@ -8,7 +8,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 
+from tests.interrupts import interrupted
 from tests.simulation.many import of_many
 from tests.simulation.plan import KINDS, Changes
 from tests.simulation.shrink import shrink
@@ -32,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         partitions=options.partitions,
     )
     if options.seed is not None:
-        return _one(options.seed, changes, options.lines, shrinking=not options.as_it_is)
+        try:
+            return _one(options.seed, changes, options.lines, shrinking=not options.as_it_is)
+        except KeyboardInterrupt:
+            return interrupted(f"seed {options.seed} has no verdict")
     return _many(options.first, options.seeds, changes, options.processes)
 
 
@@ -92,20 +97,25 @@ def _many(first: int, seeds: int, changes: Changes, processes: int) -> int:
     simulated = cpu = longest = 0.0
     slowest = first
     failing: list[Verdict] = []
-    for verdicts in of_many(first, seeds, changes, processes):
-        for verdict in verdicts:
-            done += 1
-            faults.update(verdict.faults)
-            faults.update(kind for kind in verdict.plan.kinds if kind in _DRAWN)
-            executions, events = executions + verdict.executions, events + verdict.events
-            simulated, cpu = simulated + verdict.simulated, cpu + verdict.cpu
-            if verdict.took > longest and not verdict.violations:
-                longest, slowest = verdict.took, verdict.seed
-            if verdict.violations:
-                failing.append(verdict)
-                _clear()
-                print(f"seed {verdict.seed}: {verdict.violations[0]}", flush=True)
-        _progress(done, seeds, began, len(failing))
+    try:
+        with closing(of_many(first, seeds, changes, processes)) as found:
+            for verdicts in found:
+                for verdict in verdicts:
+                    done += 1
+                    faults.update(verdict.faults)
+                    faults.update(kind for kind in verdict.plan.kinds if kind in _DRAWN)
+                    executions, events = executions + verdict.executions, events + verdict.events
+                    simulated, cpu = simulated + verdict.simulated, cpu + verdict.cpu
+                    if verdict.took > longest and not verdict.violations:
+                        longest, slowest = verdict.took, verdict.seed
+                    if verdict.violations:
+                        failing.append(verdict)
+                        _clear()
+                        print(f"seed {verdict.seed}: {verdict.violations[0]}", flush=True)
+                _progress(done, seeds, began, len(failing))
+    except KeyboardInterrupt:
+        _clear()
+        return interrupted(f"{done} of {seeds} seeds done, {len(failing)} failing")
     took = time.monotonic() - began
     _clear()
     print(f"{done} seeds in {took:.0f} s, {done * 60 / took:.0f} a minute, {cpu / max(done, 1):.2f} s of CPU each")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from datetime import UTC, datetime, timedelta
 
@@ -19,6 +20,7 @@ FIELDS = {
     "id": 17, "reason": "too_large", "detail": "9,000,000 bytes", "remedy": None, "record": "u/1/2", "at": None,
     "reported_at": "2026-05-01T12:00:00.000Z", "source": "router", "workflow": None, "size": 9_000_000,
     "sha256": "ab", "truncated": True, "others": [{"id": 3, "reason": "not_json", "workflow": "w"}],
+    "headers_left_out": 0,
 }  # fmt: skip
 
 
@@ -44,6 +46,23 @@ def test_what_is_left_out_is_told(letter: Shown, capfd: pytest.CaptureFixture[st
     assert "value, the first 4,096 of 65,536 bytes (--raw gives all):" in lines
     assert lines[-1] == r"  \x1b" + "x" * 4_095
     assert told.err == "only the first 65,536 of 9,000,000 bytes were kept: the record was too large\n"
+
+
+def test_headers_are_shown_and_harmless(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    headers = (("traceparent", b"00-4bf9"), ("a\x1b[2J", b"x\nkey:"), ("none", b""), ("bytes", b"\xff\x00\x01"))
+    found = Shown({**FIELDS, "truncated": False, "headers_left_out": 2}, None, b"{", headers)
+    monkeypatch.setattr(dead_letters, "show_letter", lambda settings, which: found)
+    assert show() == Exit.OK
+    told = capfd.readouterr()
+    shown = told.out.partition("\nheaders:\n")[2].partition("\n\n")[0].splitlines()
+    assert shown[:4] == ["  traceparent: 00-4bf9", r"  a\x1b[2J: x", "    key:", "  none: "]
+    assert shown[4].startswith("  bytes: 00000000  ff 00 01")
+    assert told.err == "headers that were too large to be kept: 2\n"
+
+    assert show("-o", "json") == Exit.OK
+    [trace, *_, strange] = json.loads(capfd.readouterr().out)["headers"]
+    assert trace == {"name": "traceparent", "value_base64": "MDAtNGJmOQ==", "value_text": "00-4bf9"}
+    assert (strange["value_base64"], strange["value_text"]) == ("/wAB", None)
 
 
 def test_raw_bytes_go_to_a_file_and_to_a_terminal_only_by_force(

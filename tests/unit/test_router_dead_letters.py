@@ -54,3 +54,42 @@ def test_what_the_record_says_cannot_break_the_letter() -> None:
     assert letter.workflow is None
     assert encode_message(letter)
     assert dead_letter(record(b"{}"), "x", "", "router", "onboarding").workflow == "onboarding"
+
+
+TRACE = ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+
+
+def test_headers_are_kept_in_their_order_and_byte_for_byte() -> None:
+    headers = (("ce_id", b"1"), TRACE, ("ce_id", b"\xff\x00"), ("", b""))
+    poison = record(b"{")._replace(headers=headers)
+    letter = dead_letter(poison, "not_json", "why", "router")
+    again = parse(DeadLetter, decode(encode_message(letter)))
+    assert tuple((header.name, b64decode(header.value)) for header in again.headers or ()) == headers
+    assert again.headers_left_out is None
+    assert encode_message(dead_letter(poison, "not_json", "why", "router")) == encode_message(letter)
+
+
+def test_a_record_without_headers_makes_the_bytes_that_it_always_made() -> None:
+    assert b"headers" not in encode_message(dead_letter(record(b"{"), "not_json", "why", "router"))
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [("a", b"x" * 5_000)] * 10,
+        [("a", b"x" * 2_000_000)],
+        [("", b"")] * 100_000,
+        [("\x00" * 5_000, b"")] * 10,
+        [("\ud800", b"x")] * 5_000,
+    ],
+)
+def test_headers_beyond_the_room_are_counted_and_the_trace_stays(others: list[tuple[str, bytes]]) -> None:
+    value = b"\x00" * (WHOLE - len(b"k\xff"))
+    middle = len(others) // 2
+    headers = (*others[:middle], TRACE, *others[middle:])
+    letter = dead_letter(record(value)._replace(headers=headers), "too_large", "\x00" * 5_000, "router", "w" * 100)
+    kept = letter.headers or []
+    assert len(kept) + (letter.headers_left_out or 0) == len(headers)
+    assert letter.headers_left_out
+    assert len(encode_message(letter)) + len(b"k\xff") + 1024 < LARGE_MESSAGE
+    assert [b64decode(header.value) for header in kept if header.name == "traceparent"] == [TRACE[1]]

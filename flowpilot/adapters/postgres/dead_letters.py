@@ -96,7 +96,7 @@ class DeadLetterQueries:
         return Session(self._engine, expire_on_commit=False)
 
 
-_WITHOUT_BYTES = (defer(DeadLetterRow.key), defer(DeadLetterRow.value))
+_WITHOUT_BYTES = (defer(DeadLetterRow.key), defer(DeadLetterRow.value), defer(DeadLetterRow.headers))
 
 
 def _at(place: Place) -> tuple[Any, ...]:

@@ -286,6 +286,8 @@ class DeadLetterRow(Base):
     detail: Mapped[str]
     key: Mapped[bytes | None]
     value: Mapped[bytes | None]
+    headers: Mapped[list[Any] | None] = mapped_column(JSONB(none_as_null=True))
+    headers_left_out: Mapped[int | None] = mapped_column(Integer)
     size: Mapped[int]
     sha256: Mapped[str]
     truncated: Mapped[bool]
