@@ -1,4 +1,4 @@
-"""The pages under docs/, and the pages that lead there: their code compiles and imports, their links lead somewhere, their settings are real."""
+"""The pages under docs/ and those that lead there: code compiles and imports, links, settings and commands are real."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ READ = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in (*FRONT, 
 FENCED = re.compile(r"^( *)```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 # Read by other programs than the roles: the embedded services and the tests.
-OTHERS = {"FLOWPILOT_MAVEN_REPOSITORY", "FLOWPILOT_CACHE_DIR"}
+OTHERS = {
+    "FLOWPILOT_MAVEN_REPOSITORY",
+    "FLOWPILOT_CACHE_DIR",
+    "FLOWPILOT_TEST_BOOTSTRAP_SERVERS",
+    "FLOWPILOT_TEST_DATABASE_URL",
+}
 
 
 def python_blocks() -> list[Any]:
