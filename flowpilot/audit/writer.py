@@ -36,6 +36,7 @@ COMMIT_INTERVAL = 1.0
 CHECK_INTERVAL = 10.0
 LONGEST_BACKOFF = 5.0
 LOG_PATIENCE = 120.0
+FIRST_CHECK = 2.0
 
 Answer = TypeVar("Answer")
 
@@ -83,7 +84,8 @@ class AuditWriter:
         self._pending: list[Fetched] = []
         self._uncommitted: dict[TopicPartition, int] = {}
         self._write_due = self._commit_due = 0.0
-        self._check_due = time.monotonic() + CHECK_INTERVAL
+        self._check_due = time.monotonic() + FIRST_CHECK
+        self._told_missing = False
         self._troubled_since: float | None = None
         self._log_silent_since: float | None = None
         self._backoff = 0.0
@@ -96,8 +98,8 @@ class AuditWriter:
     async def run(self) -> None:
         """Write until `stop`."""
         topics = self._topics
-        names = [topics.history, topics.dead_letters, topics.definitions, topics.fates]
-        self._consumer = self._make_consumer(names, on_assigned=self._assigned, on_revoked=self._revoked)
+        self._names = [topics.history, topics.dead_letters, topics.definitions, topics.fates]
+        self._consumer = self._make_consumer(self._names, on_assigned=self._assigned, on_revoked=self._revoked)
         try:
             while not self._stopping.is_set():
                 try:
@@ -132,8 +134,8 @@ class AuditWriter:
             for records in chunks(pending):
                 await self._write(records)
             self._check_due = time.monotonic() + CHECK_INTERVAL
-        elif self._stored and time.monotonic() >= self._check_due:
-            await self._check_store()
+        elif time.monotonic() >= self._check_due:
+            await (self._check_store() if self._stored else self._check_log())
         if self._uncommitted and time.monotonic() >= self._commit_due:
             await self._commit()
 
@@ -268,6 +270,15 @@ class AuditWriter:
         stored = await self._attended(self._store.positions(list(self._stored)))
         if any(stored.get(partition) != position for partition, position in self._stored.items()):
             raise Outrun
+
+    async def _check_log(self) -> None:
+        """Nothing is assigned: others have it all, or log or topics are not there, which a consumer does not say."""
+        self._check_due = time.monotonic() + CHECK_INTERVAL
+        missing = set(self._names) - (await self._catalog.topic_ids(self._names)).keys()
+        self._log_silent_since = None
+        if missing and not self._told_missing:
+            self._told_missing = True
+            _log.warning("topics are not there; waiting for `flowpilot setup`", topics=sorted(missing))
 
     async def _write(self, records: Sequence[Fetched]) -> None:
         # A partition that was revoked meanwhile is another writer's.

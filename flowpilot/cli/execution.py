@@ -86,9 +86,15 @@ async def _start(
     output: Format,
 ) -> None:
     from flowpilot.app.client import Client
+    from flowpilot.authoring.errors import InputInvalid
 
     async with Client(settings) as client:
-        handle = await client.start(workflow, given, key=key, version=version, if_exists=if_exists)
+        try:
+            handle = await client.start(workflow, given, key=key, version=version, if_exists=if_exists)
+        except InputInvalid as invalid:
+            if given is not None:
+                raise
+            raise CommandFailed(f"{invalid}; --input gives it one", Exit.USAGE) from invalid
         await _tell(handle, wait, timeout, output)
 
 

@@ -1,4 +1,4 @@
-"""The pages under docs/ and those that lead there: code compiles and imports, links, settings and commands are real."""
+"""The pages under docs/ and those that lead there: code imports, links lead somewhere, settings are real."""
 
 from __future__ import annotations
 
