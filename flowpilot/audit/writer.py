@@ -272,7 +272,7 @@ class AuditWriter:
             raise Outrun
 
     async def _check_log(self) -> None:
-        """Nothing is assigned: others have it all, or log or topics are not there, which a consumer does not say."""
+        """Nothing is assigned: others have it all, or log or topics are not there, and a consumer is silent."""
         self._check_due = time.monotonic() + CHECK_INTERVAL
         missing = set(self._names) - (await self._catalog.topic_ids(self._names)).keys()
         self._log_silent_since = None
