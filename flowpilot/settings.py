@@ -183,6 +183,12 @@ def load_settings() -> Settings:
     return settings
 
 
+def could_use_dev() -> bool:
+    """Whether the default servers are used, in a directory where `flowpilot dev` never ran."""
+    state = dev_state()
+    return state is DevState.NEVER and not _read(state).model_fields_set.intersection(_SERVERS)
+
+
 def load_given_settings() -> Settings:
     """What the environment and `.env` alone say: what `flowpilot dev` itself starts from. Raises `SettingsError`.
 

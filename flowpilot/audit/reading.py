@@ -65,8 +65,8 @@ class Reading:
         self._pending: list[Fetched] = []
         self.uncommitted: dict[TopicPartition, int] = {}
         """What the group has not been told yet."""
-        names = [topics.history, topics.dead_letters, topics.definitions, topics.fates]
-        self._consumer = consumer(names, on_assigned=self._assigned, on_revoked=self._revoked)
+        self._names = [topics.history, topics.dead_letters, topics.definitions, topics.fates]
+        self._consumer = consumer(self._names, on_assigned=self._assigned, on_revoked=self._revoked)
 
     # Which partitions
 
@@ -182,6 +182,10 @@ class Reading:
         stored = await self.attended(self._store.positions(list(self.stored)))
         if any(stored.get(partition) != position for partition, position in self.stored.items()):
             raise Outrun
+
+    async def missing_topics(self) -> list[str]:
+        """Which of the topics are not there. Raises `LogUnavailable`, where a consumer would wait in silence."""
+        return sorted(set(self._names) - (await self._catalog.topic_ids(self._names)).keys())
 
     async def commit(self) -> None:
         """Tell the group, for whoever looks at its lag."""

@@ -29,6 +29,7 @@ COMMIT_INTERVAL = 1.0
 CHECK_INTERVAL = 10.0
 LONGEST_BACKOFF = 5.0
 LOG_PATIENCE = 120.0
+FIRST_CHECK = 2.0
 
 _log = structlog.get_logger("flowpilot.audit")
 
@@ -72,7 +73,8 @@ class AuditWriter:
             patience=patience,
         )
         self._write_due = self._commit_due = 0.0
-        self._check_due = time.monotonic() + CHECK_INTERVAL
+        self._check_due = time.monotonic() + FIRST_CHECK
+        self._told_missing = False
         self._troubled_since: float | None = None
         self._log_silent_since: float | None = None
         self._backoff = 0.0
@@ -122,12 +124,20 @@ class AuditWriter:
             for records in chunks(taken):
                 await self._write(records)
             self._check_due = time.monotonic() + CHECK_INTERVAL
-        elif reading.stored and time.monotonic() >= self._check_due:
+        elif time.monotonic() >= self._check_due:
             self._check_due = time.monotonic() + CHECK_INTERVAL
-            await reading.check_store()
+            await (reading.check_store() if reading.stored else self._check_log())
         if reading.uncommitted and time.monotonic() >= self._commit_due:
             self._commit_due = time.monotonic() + COMMIT_INTERVAL
             await reading.commit()
+
+    async def _check_log(self) -> None:
+        """Nothing is assigned: others have it all, or log or topics are not there, and a consumer is silent."""
+        missing = await self._reading.missing_topics()
+        self._log_silent_since = None
+        if missing and not self._told_missing:
+            self._told_missing = True
+            _log.warning("topics are not there; waiting for `flowpilot setup`", topics=missing)
 
     async def _pause(self, seconds: float) -> None:
         if seconds > 0:

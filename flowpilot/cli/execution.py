@@ -95,6 +95,7 @@ async def _start(
     output: Format,
 ) -> None:
     from flowpilot.app.client import Client
+    from flowpilot.authoring.errors import InputInvalid
 
     glance = None
     if key is not None and not wait and if_exists == "return":
@@ -102,7 +103,12 @@ async def _start(
 
         glance = Glance(settings, workflow if isinstance(workflow, str) else workflow.definition.name, key)
     async with Client(settings) as client:
-        handle = await client.start(workflow, given, key=key, version=version, if_exists=if_exists)
+        try:
+            handle = await client.start(workflow, given, key=key, version=version, if_exists=if_exists)
+        except InputInvalid as invalid:
+            if given is not None:
+                raise
+            raise CommandFailed(f"{invalid}; --input gives it one", Exit.USAGE) from invalid
         await _tell(handle, wait, timeout, output)
         if glance is not None:
             sent = given if isinstance(workflow, str) else workflow.input_json(given)

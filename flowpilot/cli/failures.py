@@ -69,6 +69,10 @@ def explain(error: BaseException) -> tuple[str, Exit]:
         return f"Kafka{where} did not answer ({error}); start it or set FLOWPILOT_BOOTSTRAP_SERVERS", code
     # These say what to do next themselves.
     told = {"KafkaUnreachable", "DatabaseUnreachable", "DevNotRunning"}
+    if {"KafkaUnreachable", "DatabaseUnreachable"}.intersection(names):
+        from flowpilot.settings import could_use_dev
+
+        return f"{error}{', or run `flowpilot dev` in this folder' if could_use_dev() else ''}", code
     if code is Exit.UNREACHABLE and not told.intersection(names):
         return f"PostgreSQL did not answer ({error}); start it or set FLOWPILOT_DATABASE_URL", code
     if code is not Exit.ERROR or isinstance(error, FlowPilotError):

@@ -1,4 +1,4 @@
-"""The pages under docs/: their code compiles and imports, their links lead somewhere, their settings are real."""
+"""The pages under docs/ and those that lead there: code imports, links lead somewhere, settings are real."""
 
 from __future__ import annotations
 
@@ -18,10 +18,22 @@ from flowpilot.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+# One comes to them from here.
+FRONT = [
+    ROOT / name
+    for name in ("README.md", "CONTRIBUTING.md", "agents/README.md", "schemas/README.md", "examples/README.md",
+                 "examples/workers/README.md")
+]  # fmt: skip
+READ = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in (*FRONT, *PAGES)]
 FENCED = re.compile(r"^( *)```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 # Read by other programs than the roles: the embedded services and the tests.
-OTHERS = {"FLOWPILOT_MAVEN_REPOSITORY", "FLOWPILOT_CACHE_DIR"}
+OTHERS = {
+    "FLOWPILOT_MAVEN_REPOSITORY",
+    "FLOWPILOT_CACHE_DIR",
+    "FLOWPILOT_TEST_BOOTSTRAP_SERVERS",
+    "FLOWPILOT_TEST_DATABASE_URL",
+}
 
 
 def python_blocks() -> list[Any]:
@@ -63,19 +75,19 @@ def test_there_is_a_workflow_among_them() -> None:
     assert any("@onboarding.step" in param.values[0] for param in python_blocks())
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", READ)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in LINK.findall(path.read_text()):
         assert "://" in target or (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", READ)
 def test_settings_are_real(path: Path) -> None:
     known = {f"FLOWPILOT_{name.upper()}" for name in Settings.model_fields} | OTHERS
     assert set(re.findall(r"\bFLOWPILOT_[A-Z_]+[A-Z]", path.read_text())) <= known
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", READ)
 def test_commands_are_there(path: Path) -> None:
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
     groups = {

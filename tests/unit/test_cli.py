@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from flowpilot.adapters.kafka.cluster import KafkaUnreachable
+from flowpilot.app.database import DatabaseUnreachable
 from flowpilot.app.triggers import NobodyReads, TopicMissing, all_told
 from flowpilot.cli import output
 from flowpilot.cli.failures import CommandFailed, Exit, explain
@@ -381,3 +383,14 @@ def test_fates_are_awaited_of_every_workflow_that_was_foretold() -> None:
     assert not all_told([{"workflow": "a"}], foretold)
     assert all_told([{"workflow": "a"}, {"workflow": "b"}], foretold)
     assert all_told([{"workflow": None}], foretold)
+
+
+def test_who_has_no_servers_is_told_of_flowpilot_dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("FLOWPILOT_BOOTSTRAP_SERVERS", "FLOWPILOT_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for error in (KafkaUnreachable("cannot reach Kafka"), DatabaseUnreachable("PostgreSQL did not let us in")):
+        assert explain(error) == (f"{error}, or run `flowpilot dev` in this folder", Exit.UNREACHABLE)
+        with monkeypatch.context() as own:
+            own.setenv("FLOWPILOT_BOOTSTRAP_SERVERS", "kafka.example:9092")
+            assert explain(error) == (str(error), Exit.UNREACHABLE)
