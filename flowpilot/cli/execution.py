@@ -193,7 +193,8 @@ def list_executions(
     wanted = Filter(status=status, workflow=workflow, key=key)
     found = executions.list_executions(begin(), wanted, limit=limit).items
     columns = ("execution", "workflow", "version", "status", "steps", "key", "started_at", "finished_at")
-    rows(found, columns, output, empty="no executions")
+    of = f" of a workflow {workflow!r}; `flowpilot workflow list` has the names" if workflow is not None else ""
+    rows(found, columns, output, empty=f"no executions{of}")
 
 
 app.command()(show)

@@ -11,6 +11,7 @@ from flowpilot_schemas.codec import encode
 from flowpilot_schemas.ids import MAX_RETRY, retry_id, retry_number
 from flowpilot_schemas.messages import RetryExecution
 
+_FROM_START = "from the start (--from-start; over HTTP, and in Python, from_start)"
 # The root's state is written with each of them.
 MOST_RETRIES = 1_000
 
@@ -48,7 +49,7 @@ def gone(message: RetryExecution) -> Refusal:
     return Refusal(
         "results_gone",
         f"the results of execution {message.execution} are gone: its retry_window has passed, or it never was; "
-        "retry it with --from-start (from_start=True)",
+        f"retry it {_FROM_START}",
     )
 
 
@@ -79,12 +80,12 @@ def why_not(state: Execution, message: RetryExecution) -> Refusal | None:
             return None
         return _too_large(message) if anew else gone(message)
     if message.definition is not None:
-        return Refusal("other_version", "another version can only be retried from the start: add --from-start")
+        return Refusal("other_version", f"another version can only be retried {_FROM_START}")
     if status == "refused":
         return Refusal("never_began", f"execution {execution} never began, its start was refused; start it again")
     if status == "completed":
         return Refusal(
-            "completed", f"execution {execution} has completed; to run it again, retry it with --from-start"
+            "completed", f"execution {execution} has completed; to run it again, retry it {_FROM_START}"
         )
     return None
 

@@ -146,6 +146,10 @@ def test_before_setup_each_command_says_what_is_missing(cli: Cli) -> None:
     assert "does not exist" in missing.stderr
     cli("setup")
     assert cli("execution", "list").stderr == "no executions\n"
+    assert (
+        "no executions of a workflow 'oders'; `flowpilot workflow list`"
+        in cli("execution", "list", "--workflow", "oders").stderr
+    )
     unknown = cli("execution", "start", "shop", code=Exit.NOT_FOUND)
     assert "there is no workflow 'shop'" in unknown.stderr
     nobody = "6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11"
