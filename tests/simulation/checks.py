@@ -18,8 +18,8 @@ from flowpilot_schemas.triggers import ANY_WORKFLOW
 from tests.simulation.reference import Reference, states_of
 
 if TYPE_CHECKING:
+    from flowpilot.adapters.memory.audit import AuditTables
     from flowpilot.adapters.memory.log import MemoryLog
-    from tests.simulation.database import Tables
     from tests.simulation.online import Online
 
 Run = tuple[str, int]
@@ -38,7 +38,7 @@ class Evidence:
     topics: Topics
     log: MemoryLog
     online: Online
-    tables: Tables
+    tables: AuditTables
     reference: Reference
     definitions: dict[str, WorkflowDefinition]
     bad_events: list[tuple[int, int]]
