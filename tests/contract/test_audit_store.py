@@ -191,10 +191,11 @@ def test_the_same_event_with_other_bytes_is_a_divergence_and_changes_nothing(aud
     assert audit.differences() == []
 
 
-def test_the_same_bytes_under_another_hash_are_a_divergence(audit: Audit) -> None:
+@pytest.mark.parametrize("change", [{"hash": b"x" * 32}, {"body": b"{}"}])
+def test_another_hash_alone_or_other_bytes_alone_are_a_divergence(audit: Audit, change: dict[str, bytes]) -> None:
     [started] = events(completed())[:1]
     audit.write([started])
-    assert [each.reason for each in audit.write([started._replace(hash=b"x" * 32)])] == ["conflict"]
+    assert [each.reason for each in audit.write([started._replace(**change)])] == ["conflict"]
     assert audit.differences() == []
 
 

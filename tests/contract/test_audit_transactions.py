@@ -188,8 +188,11 @@ def test_a_repeat_is_stored_once(audit: Audit) -> None:
         started("StartDeduplicated", origin={"topic": "u", "topic_id": "i", "partition": 0, "offset": offset})
     started("KeyConflict", origin={"topic": "u", "topic_id": "i", "partition": 0, "offset": 8}, input_hash="x")
     started("StartDeduplicated", created_by="a client")  # of no record
-    for _ in range(2):
-        audit.write(events(started), filtered=[_filtered((5, 6), (9, 9))])
+    for number in range(2):
+        batch = Batch([Advance(PLACE, TOPIC_ID, number, number + 1)], events(started))
+        batch.filtered.append(_filtered((5, 6), (9, 9)))
+        # Each time as if it came for the first time.
+        asyncio.run(audit.store.write(batch, lambda given, _heads: project(given, {})))
     of = (started.execution, 1)
     assert audit.fates() == [
         *[KeptFate("filtered", "billing", "where", [(5, 6), (9, 9)])] * 2,
