@@ -10,17 +10,19 @@ import orjson
 
 from flowpilot.audit.verify import verify
 from flowpilot.engine.table import PartitionTable
-from flowpilot.ports.log import Fetched
+from flowpilot.ports.log import Fetched, TopicPartition
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.history import GENESIS, HEADER_HASH, HEADER_PREV, chain, from_iso
 from flowpilot_schemas.topics import Topics
 from flowpilot_schemas.triggers import ANY_WORKFLOW
 from tests.simulation.reference import Reference, states_of
+from tests.simulation.versions import pinned
 
 if TYPE_CHECKING:
     from flowpilot.adapters.memory.audit import AuditTables
     from flowpilot.adapters.memory.log import MemoryLog
     from tests.simulation.online import Online
+    from tests.simulation.versions import Versions
 
 Run = tuple[str, int]
 _ENDS = {"ExecutionCompleted", "ExecutionFailed", "ExecutionCancelled", "StartRefused"}
@@ -40,7 +42,7 @@ class Evidence:
     online: Online
     tables: AuditTables
     reference: Reference
-    definitions: dict[str, WorkflowDefinition]
+    versions: Versions
     bad_events: list[tuple[int, int]]
     strays: set[tuple[bytes | None, bytes | None]]
     """Step messages that no engine sent."""
@@ -51,6 +53,11 @@ class Evidence:
     open: list[str]
     history: dict[Run, list[Fetched]]
     """By run, each history record once: the first of each seq, in the order in which they were told first."""
+
+    @property
+    def definitions(self) -> dict[str, WorkflowDefinition]:
+        """Every definition there ever was, by its hash."""
+        return self.versions.by_hash
 
     def values(self, run: Run) -> list[dict[str, Any]]:
         return [orjson.loads(record.value or b"{}") for record in self.history[run]]
@@ -74,8 +81,8 @@ def first_told(log: MemoryLog, topics: Topics) -> tuple[dict[Run, list[Fetched]]
 
 def s1_every_trigger_has_its_fate(e: Evidence) -> Iterator[str]:
     """An acknowledged trigger gets one execution that is terminal, live, or a dead letter with a reason."""
-    for (workflow, topic, partition), _ in sorted(e.online.positions.items()):
-        _, end = e.log.bounds(topic, partition)
+    for (workflow, topic, partition), position in sorted(e.online.positions.items()):
+        end = e.versions.end(workflow, topic, partition, position)
         for fate in e.online.missing_fates(workflow, topic, partition, 0, end):
             yield f"nothing became of {fate}" + (" (any workflow)" if workflow == ANY_WORKFLOW else "")
     known = {execution for execution, _ in e.history}
@@ -135,12 +142,27 @@ def s4_dependencies(e: Evidence) -> Iterator[str]:
             if value["type"] == "ExecutionStarted":
                 definition = e.definitions[value["definition"]]
                 done |= {step for steps in (value.get("taken") or {}).values() for step in steps}
+                yield from _pinned(e, run, value, definition)
             elif value["type"] == "StepCompleted":
                 done.add(value["step"])
             elif value["type"] == "StepReady" and definition is not None:
-                missing = set(definition.steps[definition.index[value["step"]]].depends_on) - done
+                declared = definition.steps[definition.index[value["step"]]]
+                missing = set(declared.depends_on) - done
+                if value["queue"] != declared.queue:
+                    yield f"{run}: {value['step']} was sent to {value['queue']} instead of {declared.queue}"
                 if missing:
                     yield f"{run}: {value['step']} was ready before {sorted(missing)}"
+
+
+def _pinned(e: Evidence, run: Run, started: dict[str, Any], definition: WorkflowDefinition) -> Iterator[str]:
+    """The definition of a run is the one that its start names, whatever was current then or later."""
+    if (definition.name, definition.version) != (started["workflow"], started["version"]):
+        yield f"{run}: it is {started['workflow']}@{started['version']} by the definition of {definition.version}"
+    home = (e.topics.events, _home(e, run[0]))
+    for record in e.log.fetch(TopicPartition(*home), started["cause"], 1):
+        named = pinned(record.value)
+        if named is not None and named != (started["workflow"], started["definition"]):
+            yield f"{run}: started with {started['definition']} instead of the pinned {named}"
 
 
 def s5_attempts(e: Evidence) -> Iterator[str]:
@@ -186,6 +208,7 @@ def s7_the_audit(e: Evidence) -> Iterator[str]:
     tables = e.tables
     yield from (f"{d.execution}/{d.run} {d.seq or ''}: {d.what}" for d in verify(tables))
     yield from (f"divergence: {d}" for d in tables.divergences.values())
+    yield from _workflows(e)
     stored = {(event.execution, event.run, event.seq): event.body for event in tables.events.values()}
     for run, records in e.history.items():
         for record in records:
@@ -202,6 +225,18 @@ def s7_the_audit(e: Evidence) -> Iterator[str]:
             continue
         if row["status"] != state.status.value:
             yield f"{run} is {row['status']} in the database and {state.status.value} in the table"
+
+
+def _workflows(e: Evidence) -> Iterator[str]:
+    """The rows of workflows are the versions that the definitions topic has."""
+    known, found = e.versions.known, dict(e.tables.workflows)
+    for name in known.workflows():
+        current = known.current(name)
+        for definition in known.versions(name):
+            row = found.pop((name, definition.version), None)
+            if row != (definition.hash, definition == current):
+                yield f"the row of {name}@{definition.version} is {row}"
+    yield from (f"there is a row of {name}, which is not registered" for name in found)
 
 
 def s10_deadlines(e: Evidence) -> Iterator[str]:
