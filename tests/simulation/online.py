@@ -201,7 +201,7 @@ class Online:
             # Which version was current when it was routed is not known: each is right.
             if fates and not self._versions.changed:
                 found += [fate for fate in fates if fate not in self.fates]
-            elif fates and not any(fate in self.fates for fate in _in_any_words(fates)):
+            elif fates and not any(fate in self.fates for fate in _in_any_words(fates, workflow)):
                 found += list(fates)[:1]
         return found
 
@@ -256,12 +256,13 @@ class Online:
                     self._report("S7", f"{process} stored the position {advance.next_offset}, but not {place}")
 
 
-def _in_any_words(fates: Iterable[Fate]) -> Iterator[Fate]:
+def _in_any_words(fates: Iterable[Fate], workflow: str) -> Iterator[Fate]:
     """What nobody can read is no workflow's fault if several read the topic, and how many do may have changed."""
     for fate in fates:
         yield fate
-        if fate[0] == "dead":
+        if fate[0] == "dead" and workflow != ANY_WORKFLOW:
             yield ("dead", "", *fate[2:])
+            yield ("dead", workflow, *fate[2:])
 
 
 def _fate(record: Fetched, outcome: StartExecution | DeadLetter | Omitted) -> Fate:

@@ -40,7 +40,7 @@ class _Chosen:
 
 
 class Versions:
-    """Told of each record that lands. `known`: the definitions of the moment, as all readers have them in the end."""
+    """Told of each record that lands. `known`: the definitions of the moment."""
 
     def __init__(self, log: MemoryLog, topics: Topics, limits: Limits) -> None:
         self._log, self._topics, self._limits = log, topics, limits
@@ -105,7 +105,7 @@ class Versions:
         return self._routes if self.has_deletions else self._routes[:-1]
 
     def end(self, workflow: str, topic: str, partition: int, position: int) -> int:
-        """Up to which offset a workflow has to have read, all in all: whoever reads the topic no more, no further."""
+        """Up to which offset a workflow has to have read: to the end, or to its position if it reads no more."""
         current = self.known.current(workflow)
         reads = current is not None and any(trigger.topic == topic for trigger in current.triggers)
         return self._log.bounds(topic, partition)[1] if reads or workflow == ANY_WORKFLOW else position
