@@ -14,9 +14,11 @@ from flowpilot.audit import writer as writers
 from flowpilot.audit.position import AuditStopped
 from flowpilot.audit.writer import AuditWriter
 from flowpilot.ports.audit import Position
-from flowpilot.ports.log import TopicPartition
+from flowpilot.ports.log import Record, TopicPartition
+from flowpilot_schemas.codec import canonical, encode_message
+from flowpilot_schemas.definition import DefinitionPointer, definition_key, pointer_key, version_key
 from flowpilot_schemas.topics import Topics
-from tests.audit_history import Chain, completed
+from tests.audit_history import DEFINITION, Chain, completed
 from tests.contract.audits import MEMORY_AND_POSTGRES, Audit, open_audit
 from tests.waiting import eventually_async
 
@@ -105,6 +107,26 @@ def test_what_a_standby_lacks_is_written_again_before_what_comes_next(audit: Aud
 
     asyncio.run(scenario())
     assert audit.divergences() == audit.differences() == []
+
+
+def test_a_pointer_may_lie_before_its_definition(audit: Audit) -> None:
+    """Two registered at once, and compaction kept the second's copy of the definition: it comes last."""
+    pointer = encode_message(DefinitionPointer(definition=DEFINITION.hash, version=DEFINITION.version))
+
+    async def scenario() -> None:
+        pipeline = Pipeline(audit)
+        for key, value in (
+            (version_key(DEFINITION.name, DEFINITION.version), pointer),
+            (pointer_key(DEFINITION.name), pointer),
+            (definition_key(DEFINITION.hash), canonical(DEFINITION.model_dump(mode="json"))),
+        ):
+            pipeline.log.append(Record(TOPICS.definitions, key, value, 0))
+        async with pipeline.running():
+            await eventually_async(lambda: audit.workflows() != {})
+
+    asyncio.run(scenario())
+    assert audit.workflows() == {(DEFINITION.name, DEFINITION.version): (DEFINITION.hash, True)}
+    assert audit.divergences() == []
 
 
 @pytest.mark.parametrize(

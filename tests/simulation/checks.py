@@ -236,7 +236,10 @@ def _workflows(e: Evidence) -> Iterator[str]:
             row = found.pop((name, definition.version), None)
             if row != (definition.hash, definition == current):
                 yield f"the row of {name}@{definition.version} is {row}"
-    yield from (f"there is a row of {name}, which is not registered" for name in found)
+    for (name, version), row in found.items():
+        # A definition has its row as soon as it is on the topic, though its version may never be registered.
+        if row.is_current or known.get(row.definition) is None:
+            yield f"there is a row of {name}@{version}, which is not registered"
 
 
 def s10_deadlines(e: Evidence) -> Iterator[str]:
