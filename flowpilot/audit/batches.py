@@ -30,9 +30,7 @@ class Definitions:
 
     def __init__(self) -> None:
         self._known: dict[str, Registered] = {}
-        self._pointers: dict[
-            tuple[str, str | None], Pointed
-        ] = {}  # by workflow, and version if it is a version's own
+        self._pointers: dict[tuple[str, str | None], Pointed] = {}  # a version's own by workflow and version
 
     def learn(self, records: Iterable[Fetched]) -> None:
         """Take note of what was on the topic before the stored position."""

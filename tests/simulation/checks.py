@@ -10,13 +10,12 @@ import orjson
 
 from flowpilot.audit.verify import verify
 from flowpilot.engine.table import PartitionTable
-from flowpilot.ports.log import Fetched, TopicPartition
-from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot.ports.log import Fetched
 from flowpilot_schemas.history import GENESIS, HEADER_HASH, HEADER_PREV, chain, from_iso
 from flowpilot_schemas.topics import Topics
 from flowpilot_schemas.triggers import ANY_WORKFLOW
+from tests.simulation.pinned import not_as_pinned, wrong_workflow_rows
 from tests.simulation.reference import Reference, states_of
-from tests.simulation.versions import pinned
 
 if TYPE_CHECKING:
     from flowpilot.adapters.memory.audit import AuditTables
@@ -53,11 +52,6 @@ class Evidence:
     open: list[str]
     history: dict[Run, list[Fetched]]
     """By run, each history record once: the first of each seq, in the order in which they were told first."""
-
-    @property
-    def definitions(self) -> dict[str, WorkflowDefinition]:
-        """Every definition there ever was, by its hash."""
-        return self.versions.by_hash
 
     def values(self, run: Run) -> list[dict[str, Any]]:
         return [orjson.loads(record.value or b"{}") for record in self.history[run]]
@@ -140,9 +134,9 @@ def s4_dependencies(e: Evidence) -> Iterator[str]:
         definition = None
         for value in e.values(run):
             if value["type"] == "ExecutionStarted":
-                definition = e.definitions[value["definition"]]
+                definition = e.versions.by_hash[value["definition"]]
                 done |= {step for steps in (value.get("taken") or {}).values() for step in steps}
-                yield from _pinned(e, run, value, definition)
+                yield from not_as_pinned(e, run, value, definition)
             elif value["type"] == "StepCompleted":
                 done.add(value["step"])
             elif value["type"] == "StepReady" and definition is not None:
@@ -154,17 +148,6 @@ def s4_dependencies(e: Evidence) -> Iterator[str]:
                     yield f"{run}: {value['step']} was ready before {sorted(missing)}"
 
 
-def _pinned(e: Evidence, run: Run, started: dict[str, Any], definition: WorkflowDefinition) -> Iterator[str]:
-    """The definition of a run is the one that its start names, whatever was current then or later."""
-    if (definition.name, definition.version) != (started["workflow"], started["version"]):
-        yield f"{run}: it is {started['workflow']}@{started['version']} by the definition of {definition.version}"
-    home = (e.topics.events, _home(e, run[0]))
-    for record in e.log.fetch(TopicPartition(*home), started["cause"], 1):
-        named = pinned(record.value)
-        if named is not None and named != (started["workflow"], started["definition"]):
-            yield f"{run}: started with {started['definition']} instead of the pinned {named}"
-
-
 def s5_attempts(e: Evidence) -> Iterator[str]:
     """Only the current attempt's completion is applied; attempts are contiguous and within the limit."""
     for run in e.history:
@@ -174,7 +157,7 @@ def s5_attempts(e: Evidence) -> Iterator[str]:
         for value in e.values(run):
             kind, step, attempt = value["type"], value.get("step"), value.get("attempt")
             if kind == "ExecutionStarted":
-                definition = e.definitions[value["definition"]]
+                definition = e.versions.by_hash[value["definition"]]
             if step is None or definition is None or kind in ("CompletionIgnored", "DispatchFailed"):
                 continue
             if kind == "StepReady":
@@ -208,7 +191,7 @@ def s7_the_audit(e: Evidence) -> Iterator[str]:
     tables = e.tables
     yield from (f"{d.execution}/{d.run} {d.seq or ''}: {d.what}" for d in verify(tables))
     yield from (f"divergence: {d}" for d in tables.divergences.values())
-    yield from _workflows(e)
+    yield from wrong_workflow_rows(e)
     stored = {(event.execution, event.run, event.seq): event.body for event in tables.events.values()}
     for run, records in e.history.items():
         for record in records:
@@ -227,21 +210,6 @@ def s7_the_audit(e: Evidence) -> Iterator[str]:
             yield f"{run} is {row['status']} in the database and {state.status.value} in the table"
 
 
-def _workflows(e: Evidence) -> Iterator[str]:
-    """The rows of workflows are the versions that the definitions topic has."""
-    known, found = e.versions.known, dict(e.tables.workflows)
-    for name in known.workflows():
-        current = known.current(name)
-        for definition in known.versions(name):
-            row = found.pop((name, definition.version), None)
-            if row != (definition.hash, definition == current):
-                yield f"the row of {name}@{definition.version} is {row}"
-    for (name, version), row in found.items():
-        # A definition has its row as soon as it is on the topic, though its version may never be registered.
-        if row.is_current or known.get(row.definition) is None:
-            yield f"there is a row of {name}@{version}, which is not registered"
-
-
 def s10_deadlines(e: Evidence) -> Iterator[str]:
     """A timer applies only if the broker's time reached its deadline."""
     for run in e.history:
@@ -251,7 +219,7 @@ def s10_deadlines(e: Evidence) -> Iterator[str]:
         for value in values:
             kind, at, step = value["type"], from_iso(value["at"]), value.get("step")
             if kind == "ExecutionStarted":
-                definition, started = e.definitions[value["definition"]], at
+                definition, started = e.versions.by_hash[value["definition"]], at
             elif kind == "ExecutionFailed" and value.get("reason") == "timed_out":
                 if at < started + (definition.timeout_ms or 0):
                     yield f"{run} timed out early"
@@ -313,7 +281,7 @@ def _values(e: Evidence, topic: str) -> list[dict[str, Any]]:
 
 
 def _home(e: Evidence, execution: str) -> int:
-    return e.reference._events.home(execution)
+    return e.reference.home(execution)
 
 
 CHECKS = {

@@ -154,6 +154,9 @@ class Online:
         definition = self._versions.by_hash.get(state.definition)
         if definition is None or not state.steps:
             return True  # what is over keeps no steps
+        if task.step not in definition.index:
+            self._report("S4", f"{task} was sent, but the pinned version {definition.version} has no such step")
+            return True
         return state.steps[definition.index[task.step]].attempt >= task.attempt
 
     def _dead_letter(self, record: Fetched) -> None:

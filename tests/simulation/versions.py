@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import orjson
-
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.ports.log import Fetched, TopicPartition
 from flowpilot.router.routing import Routes, routes
@@ -52,6 +50,7 @@ class Versions:
         self.has_deletions = False
         self._routes: list[Routes] = []
         self._pointed: dict[str, list[tuple[int, str | None]]] = {}
+        self._defined: dict[str, int] = {}
         self._landed = 0
         self._at: dict[tuple[str, int, int], int] = {}
 
@@ -75,6 +74,7 @@ class Versions:
         finish(self.known.refresh())
         kind, _, name = (record.key or b"").decode().partition("/")
         if kind == "def":
+            self._defined[name] = self._landed
             self._take(name)
         elif "@" not in name:
             current = self.known.current(name)
@@ -115,6 +115,11 @@ class Versions:
         """Whether there was ever more than one version of a workflow, or none."""
         return self.has_deletions or any(len(found) > 1 for found in self.by_name.values())
 
+    def is_of_now(self, workflow: str, definition_hash: str) -> bool:
+        """Whether the definition came (again) after the workflow was deleted, if it ever was."""
+        deleted = [at for at, hash_ in self._pointed[workflow] if hash_ is None]
+        return self._defined[definition_hash] > max(deleted, default=0)
+
     def wrong_start(self, workflow: str, definition_hash: str, origin: Origin) -> str | None:
         """Of a start that a record made: whether that version was current when the record came, or later."""
         if origin.topic == self._topics.triggers:
@@ -128,14 +133,3 @@ class Versions:
         if definition_hash in before + since:
             return None
         return f"a record of {origin.topic} started a version of {workflow} that was not current any more"
-
-
-def pinned(value: bytes | None) -> tuple[str, str] | None:
-    """The workflow and the definition's hash that a start on the events topic names; None of other records."""
-    if b'"type":"execution.start"' not in (value or b""):
-        return None
-    try:
-        found = orjson.loads(value or b"")
-        return found["workflow"], found["definition"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return None
