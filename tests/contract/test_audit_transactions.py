@@ -24,6 +24,7 @@ from flowpilot.ports.audit import (
     Removed,
 )
 from flowpilot.ports.log import Fetched, TopicPartition
+from flowpilot_schemas.messages import RecordHeader
 from flowpilot_schemas.triggers import Filtered, TriggerFiltered
 from tests.audit_history import DEFINITION, EPOCH, Chain, completed, events
 from tests.contract.audits import MEMORY_AND_POSTGRES, PLACE, TOPIC_ID, Audit, KeptFate, KeptLetter, open_audit
@@ -179,6 +180,16 @@ def test_a_dead_letter_is_stored_once(audit: Audit) -> None:
     assert audit.letters() == [
         KeptLetter(None, "not_json", None, b"\x00\xff"), KeptLetter("onboarding", "not_json", None, b"\x00\xff"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [{"key": "a"}, {"value": "a"}, {"headers": [RecordHeader(name="a", value="a")]}])
+def test_a_foreign_letter_whose_bytes_are_none_is_refused(audit: Audit, wrong: dict[str, Any]) -> None:
+    sound = dead_letter(Fetched("user", 1, 2, EPOCH, b"k", b"{", (("a", b"b"),)), "not_json", "no", "router")
+    with pytest.raises(BatchRefused):
+        audit.write(letters=[Letter(sound.model_copy(update=wrong), EPOCH)])
+    nothing_is_written(audit)
+    audit.write(letters=[Letter(sound, EPOCH)])
+    assert audit.letters() == [KeptLetter(None, "not_json", b"k", b"{")]
 
 
 def test_a_repeat_is_stored_once(audit: Audit) -> None:

@@ -6,6 +6,7 @@ Left out is what only queries ask for: the links between executions and definiti
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
@@ -84,6 +85,7 @@ class AuditTables:
             changes = project(batch.events, known) if batch.events else Changes()
             _check(changes)
             _check_ranges(batch.filtered)
+            _check_bytes(batch.letters)
         except (TypeError, ValueError, OverflowError) as error:
             raise BatchRefused(str(error)) from error
         # From here on nothing fails: all of it is written.
@@ -223,6 +225,12 @@ def _check_ranges(filtered: Iterable[TriggerFiltered]) -> None:
     for first, last in (bounds for message in filtered for part in message.filtered for bounds in part.ranges):
         if first > last:
             raise ValueError(f"the range of offsets {first} to {last} ends before it begins")
+
+
+def _check_bytes(letters: Iterable[Letter]) -> None:
+    for message, _ in letters:
+        for text in (message.key, message.value, *(header.value for header in message.headers or ())):
+            b64decode(text or "")
 
 
 def _check_value(name: str, value: Any) -> None:
