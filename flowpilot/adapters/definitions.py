@@ -117,6 +117,8 @@ class LogDefinitions:
         definition = self.registered(definition)
         name, version = definition.name, definition.version
         self._refuse_deleted(name, move_pointer)
+        if name in self._deleted:
+            await self._take_back(name)  # what a delete that died half-way has left
         known = self._versions.get(f"{name}@{version}")
         if known is not None and known.definition != definition.hash:
             raise VersionConflict(name, version)
@@ -133,10 +135,13 @@ class LogDefinitions:
     async def delete(self, workflow: str) -> list[str]:
         """See the port."""
         await self.refresh()
-        versions = [pointer.version for pointer in self._versions_of(workflow)]
         # The name first: who registers meanwhile is refused, and a delete that died half-way can be repeated.
-        if workflow in self._pointers or (versions and workflow not in self._deleted):
+        if workflow in self._pointers or (self._versions_of(workflow) and workflow not in self._deleted):
             await self._send(pointer_key(workflow), encode_message(WorkflowDeletion()))
+        return await self._take_back(workflow)
+
+    async def _take_back(self, workflow: str) -> list[str]:
+        versions = [pointer.version for pointer in self._versions_of(workflow)]
         for version in versions:
             await self._send(version_key(workflow, version), None)
         await self.refresh()

@@ -12,10 +12,11 @@ from flowpilot.adapters.postgres.archive import PostgresAuditArchive
 from flowpilot.adapters.postgres.models import TaskExecution, WorkflowExecution
 from flowpilot.adapters.postgres.queries import AuditQueries, Filter
 from flowpilot.app.database import Asked, asking, iso, querying
-from flowpilot.audit.projection import REFUSED, UNKNOWN
+from flowpilot.audit.projection import REFUSED
 from flowpilot.audit.records import without_nul
 from flowpilot.audit.verify import verify
 from flowpilot.core.status import ExecutionStatus
+from flowpilot.ports.audit import UNKNOWN
 from flowpilot.settings import Settings
 
 STATUSES = (

@@ -23,27 +23,42 @@ BATCH_BYTES = 8 * MIB
 
 
 class Definitions:
-    """The definitions seen so far, so that a pointer can be taken with what it points to."""
+    """The definitions and pointers seen so far, so that a pointer is taken with what it points to.
+
+    Compaction keeps the last record of a key: a definition that was registered twice may come after its pointers.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, Registered] = {}
+        self._pointers: dict[tuple[str, str | None], Pointed] = {}  # a version's own by workflow and version
 
     def learn(self, records: Iterable[Fetched]) -> None:
         """Take note of what was on the topic before the stored position."""
         for record in records:
-            self.change(record)
+            self.changes(record)
 
-    def change(self, record: Fetched) -> DefinitionChange | Divergence:
-        """What a record changes; a pointer comes with its definition, if that is known."""
+    def changes(self, record: Fetched) -> Sequence[DefinitionChange] | Divergence:
+        """What a record changes; a pointer comes with its definition, or once more after it."""
         change = definition_change(record)
         match change:
             case Registered():
                 self._known[change.hash] = change
-            case Removed(hash=str(hash_)):
-                self._known.pop(hash_, None)
+                pointers = [each for each in self._pointers.values() if each.hash == change.hash]
+                return [change, *(each._replace(definition=change) for each in pointers)]
             case Pointed():
-                return change._replace(definition=self._known.get(change.hash))
+                self._pointers[change.workflow, None if change.current else change.version] = change
+                return [change._replace(definition=self._known.get(change.hash))]
+            case Removed():
+                self._forget(change)
+                return [change]
         return change
+
+    def _forget(self, change: Removed) -> None:
+        if change.hash is not None:
+            self._known.pop(change.hash, None)
+        for workflow, version in list(self._pointers):
+            if workflow == change.workflow and change.version in (None, version):
+                del self._pointers[workflow, version]
 
 
 def chunks(records: Sequence[Fetched]) -> Iterator[Sequence[Fetched]]:
@@ -75,11 +90,11 @@ def batch_of(
             if divergence is not None:
                 batch.divergences.append(divergence)
         elif record.topic == topics.definitions:
-            change = definitions.change(record)
-            if isinstance(change, Divergence):
-                batch.divergences.append(change)
+            changes = definitions.changes(record)
+            if isinstance(changes, Divergence):
+                batch.divergences.append(changes)
             else:
-                batch.definitions.append(change)
+                batch.definitions.extend(changes)
         elif record.topic == topics.fates:
             left_out = filtered(record)
             if isinstance(left_out, Divergence):

@@ -7,13 +7,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flowpilot.core.status import ExecutionStatus, StepStatus
-from flowpilot.ports.audit import Changes, Divergence, Head, HistoryEvent, Repeat, Row, RunKey, TaskKey
+from flowpilot.ports.audit import (
+    UNKNOWN,
+    Changes,
+    Divergence,
+    Head,
+    HistoryEvent,
+    Repeat,
+    Row,
+    RunKey,
+    TaskKey,
+)
 from flowpilot_schemas.history import GENESIS
 
 REFUSED = "refused"
 """The status of an execution that never began; every other status is one of `ExecutionStatus`."""
-UNKNOWN = "unknown"
-"""The status of a run whose first events are missing, and of a parent of which nothing is known but its id."""
 
 _WORKER_FIELDS = ("worker_id", "broker_task_id")
 

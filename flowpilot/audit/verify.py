@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from flowpilot.audit.projection import UNKNOWN, project
+from flowpilot.audit.projection import project
 from flowpilot.audit.records import history_event
-from flowpilot.ports.audit import AuditArchive, HistoryEvent, Row, StoredRun
+from flowpilot.ports.audit import UNKNOWN, AuditArchive, HistoryEvent, Row, StoredRun
 from flowpilot.ports.log import Fetched
 from flowpilot_schemas.history import HEADER_HASH, HEADER_PREV
 

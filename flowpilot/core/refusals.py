@@ -84,9 +84,7 @@ def why_not(state: Execution, message: RetryExecution) -> Refusal | None:
     if status == "refused":
         return Refusal("never_began", f"execution {execution} never began, its start was refused; start it again")
     if status == "completed":
-        return Refusal(
-            "completed", f"execution {execution} has completed; to run it again, retry it {_FROM_START}"
-        )
+        return Refusal("completed", f"execution {execution} has completed; to run it again, retry it {_FROM_START}")
     return None
 
 

@@ -17,6 +17,10 @@ Row = dict[str, Any]
 moments (`…_at`), ISO 8601 text."""
 
 
+UNKNOWN = "unknown"
+"""The status of a run whose first events are missing, and of a parent of which nothing is known but its id."""
+
+
 class RunKey(NamedTuple):
     """One run of an execution."""
 

@@ -327,6 +327,33 @@ def test_a_delete_that_died_half_way_hides_everything_and_can_be_repeated(log: L
     run(scenario())
 
 
+def test_who_applies_what_was_deleted_half_way_finishes_that_first(log: Log) -> None:
+    """Else the versions of before would be there again, though who mirrors the topic has dropped them."""
+    topic = log.topic(compacted=True)
+
+    class Died(Exception):
+        pass
+
+    async def scenario() -> None:
+        first = definitions(log, topic)
+        await first.register(workflow("1", "one"))
+        await first.register(workflow("2"), move_pointer=True)
+
+        async def die(records: Sequence[Record]) -> None:
+            if records[0].value is None:
+                raise Died
+
+        with pytest.raises(Died):
+            await LogDefinitions(Delaying(log.producer(), die), log.reader(), topic).delete("onboarding")
+        anew = workflow("1", "another one")  # after a deletion a version may have other content
+        assert await definitions(log, topic).register(anew, move_pointer=True) is True
+        late = definitions(log, topic)
+        await late.refresh()
+        assert late.versions("onboarding") == [late.current("onboarding")] == [anew]
+
+    run(scenario())
+
+
 def test_a_registration_that_a_delete_overtakes_brings_nothing_back(log: Log) -> None:
     topic = log.topic(compacted=True)
 

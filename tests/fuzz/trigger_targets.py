@@ -123,7 +123,7 @@ def definition(data: bytes) -> None:
             topic._take(read)
         except BadRecord:
             taken = False
-        change = audited.change(read)
+        change = audited.changes(read)
         require(isinstance(change, Divergence) or taken or b"@" in (key or b""), f"the audit alone takes {key!r}")
     for held in topic._definitions.values():
         _use(held)

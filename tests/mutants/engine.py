@@ -9,9 +9,11 @@ from typing import Any
 from flowpilot.core.status import TERMINAL_EXECUTION
 from flowpilot.engine import changelog as changelogs
 from flowpilot.engine import claim as claiming
+from flowpilot.engine import fold
 from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.due import DueIndex
 from flowpilot.engine.engine import Engine
+from flowpilot.engine.fold import Fold
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition
 from flowpilot.engine.table import PartitionTable, entry_of
@@ -118,6 +120,34 @@ def timers_fire_once(patch: Patch) -> None:
         whole(self, execution, None if rearmed else due)
 
     patch.setattr(DueIndex, "set", set_)
+
+
+@planted("S4", "simulation")
+def the_pointer_counts(patch: Patch) -> None:
+    """A start begins a run of the version that is current when the engine comes to it, not of the pinned one."""
+    whole = fold.begin
+
+    def begin(record: Fetched, message: Any, overlay: Overlay, known: Any) -> Any:
+        engine = getattr(known, "__self__", None)
+        current = engine._definitions.current(message.workflow) if isinstance(engine, Engine) else None
+        if current is not None and message.retry is None:
+            message = message.model_copy(update={"definition": current.hash, "version": current.version})
+        return whole(record, message, overlay, known)
+
+    patch.setattr(fold, "begin", begin)
+
+
+@planted("S4", "simulation")
+def the_newest_definition_counts(patch: Patch) -> None:
+    """A deploy changes what runs: an execution goes on under the newest version of its workflow that was met."""
+    whole = Fold._definition_of
+
+    def definition_of(self: Any, state: Any) -> Any:
+        pinned = whole(self, state)
+        versions = [each for each in self._overlay._decoded.values() if pinned and each.name == pinned.name]
+        return max(versions, key=lambda each: each.version, default=pinned)
+
+    patch.setattr(Fold, "_definition_of", definition_of)
 
 
 @planted("R2", "unit", "simulation")

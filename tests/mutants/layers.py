@@ -23,7 +23,11 @@ _UNIT = {
     "audit": ["tests/unit/test_audit_*.py"],
 }
 _INTEGRATION = {
-    "audit": ["tests/integration/test_audit_store.py", "tests/integration/test_audit_writer.py"],
+    "audit": [
+        "tests/contract/test_audit_*.py",
+        "tests/integration/test_audit_store.py",
+        "tests/integration/test_audit_writer.py",
+    ],
     "agent": ["tests/integration/test_faust_execution.py", "tests/integration/test_faust_binding.py"],
 }
 _LAWS = ["tests/property/test_laws.py", "tests/property/test_edges.py", "tests/property/test_lineage.py"]

@@ -16,6 +16,7 @@ from flowpilot.worker.control import Control
 from flowpilot.worker.intake import Intake
 from flowpilot.worker.partition import AssignedPartition, Entry
 from flowpilot.worker.records import Records
+from flowpilot.worker.worker import StepWorker
 from tests.mutants.catalogue import Catalogue, Patch
 
 router, worker = Catalogue("router"), Catalogue("worker")
@@ -98,6 +99,26 @@ def who_is_behind_skips_ahead(patch: Patch) -> None:
     patch.setattr(routers, "serve", all_of_them)
 
 
+@router("S1", "simulation")
+def definitions_are_looked_for_now_and_then(patch: Patch) -> None:
+    """A record that came after a deploy starts the version of before: its router had not looked yet."""
+    from flowpilot.router.router import Router
+
+    whole = Router._take
+
+    async def take(self: Any, records: Sequence[Fetched]) -> None:
+        refresh, self._refresh = self._refresh, _nothing
+        try:
+            await whole(self, records)
+        finally:
+            self._refresh = refresh
+
+    patch.setattr(Router, "_take", take)
+
+
+async def _nothing() -> None: ...
+
+
 # -- worker ---------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +134,17 @@ def commit_past_an_unfinished_record(patch: Patch) -> None:
         self._count_finished += 1
 
     patch.setattr(AssignedPartition, "finish", finish)
+
+
+@worker("S1", "simulation")
+def a_worker_moves_the_pointer(patch: Patch) -> None:
+    """Whatever version a worker has becomes the current one when it starts: an old one's restart rolls back."""
+    whole = StepWorker.__init__
+
+    def init(self: Any, *given: Any, **more: Any) -> None:
+        whole(self, *given, **{**more, "move_pointer": True})
+
+    patch.setattr(StepWorker, "__init__", init)
 
 
 @worker("S1", "unit", "simulation")

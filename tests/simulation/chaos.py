@@ -9,6 +9,7 @@ from functools import partial
 
 from flowpilot.ports.log import Fetched
 from tests.simulation import strangers
+from tests.simulation.deploys import Deploys
 from tests.simulation.engine_process import EngineProcess
 from tests.simulation.loop import WORLD, Process
 from tests.simulation.world import Slot, World
@@ -35,6 +36,8 @@ class Chaos:
             "clock_jump": self._clock_jump,
             "database_away": self._database_away,
             "database_fail_over": self._database_fail_over,
+            "new_version": (deploys := Deploys(world)).new_version,
+            "deletion": deploys.deletion,
         }
         self._trapped: dict[Process, int] = {}
         landed = world.broker.on_landed

@@ -11,16 +11,17 @@ import orjson
 from flowpilot.audit.verify import verify
 from flowpilot.engine.table import PartitionTable
 from flowpilot.ports.log import Fetched
-from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.history import GENESIS, HEADER_HASH, HEADER_PREV, chain, from_iso
 from flowpilot_schemas.topics import Topics
 from flowpilot_schemas.triggers import ANY_WORKFLOW
+from tests.simulation.pinned import not_as_pinned, wrong_workflow_rows
 from tests.simulation.reference import Reference, states_of
 
 if TYPE_CHECKING:
+    from flowpilot.adapters.memory.audit import AuditTables
     from flowpilot.adapters.memory.log import MemoryLog
-    from tests.simulation.database import Tables
     from tests.simulation.online import Online
+    from tests.simulation.versions import Versions
 
 Run = tuple[str, int]
 _ENDS = {"ExecutionCompleted", "ExecutionFailed", "ExecutionCancelled", "StartRefused"}
@@ -38,9 +39,9 @@ class Evidence:
     topics: Topics
     log: MemoryLog
     online: Online
-    tables: Tables
+    tables: AuditTables
     reference: Reference
-    definitions: dict[str, WorkflowDefinition]
+    versions: Versions
     bad_events: list[tuple[int, int]]
     strays: set[tuple[bytes | None, bytes | None]]
     """Step messages that no engine sent."""
@@ -74,8 +75,8 @@ def first_told(log: MemoryLog, topics: Topics) -> tuple[dict[Run, list[Fetched]]
 
 def s1_every_trigger_has_its_fate(e: Evidence) -> Iterator[str]:
     """An acknowledged trigger gets one execution that is terminal, live, or a dead letter with a reason."""
-    for (workflow, topic, partition), _ in sorted(e.online.positions.items()):
-        _, end = e.log.bounds(topic, partition)
+    for (workflow, topic, partition), position in sorted(e.online.positions.items()):
+        end = e.versions.end(workflow, topic, partition, position)
         for fate in e.online.missing_fates(workflow, topic, partition, 0, end):
             yield f"nothing became of {fate}" + (" (any workflow)" if workflow == ANY_WORKFLOW else "")
     known = {execution for execution, _ in e.history}
@@ -133,12 +134,16 @@ def s4_dependencies(e: Evidence) -> Iterator[str]:
         definition = None
         for value in e.values(run):
             if value["type"] == "ExecutionStarted":
-                definition = e.definitions[value["definition"]]
+                definition = e.versions.by_hash[value["definition"]]
                 done |= {step for steps in (value.get("taken") or {}).values() for step in steps}
+                yield from not_as_pinned(e, run, value, definition)
             elif value["type"] == "StepCompleted":
                 done.add(value["step"])
             elif value["type"] == "StepReady" and definition is not None:
-                missing = set(definition.steps[definition.index[value["step"]]].depends_on) - done
+                declared = definition.steps[definition.index[value["step"]]]
+                missing = set(declared.depends_on) - done
+                if value["queue"] != declared.queue:
+                    yield f"{run}: {value['step']} was sent to {value['queue']} instead of {declared.queue}"
                 if missing:
                     yield f"{run}: {value['step']} was ready before {sorted(missing)}"
 
@@ -152,7 +157,7 @@ def s5_attempts(e: Evidence) -> Iterator[str]:
         for value in e.values(run):
             kind, step, attempt = value["type"], value.get("step"), value.get("attempt")
             if kind == "ExecutionStarted":
-                definition = e.definitions[value["definition"]]
+                definition = e.versions.by_hash[value["definition"]]
             if step is None or definition is None or kind in ("CompletionIgnored", "DispatchFailed"):
                 continue
             if kind == "StepReady":
@@ -186,6 +191,7 @@ def s7_the_audit(e: Evidence) -> Iterator[str]:
     tables = e.tables
     yield from (f"{d.execution}/{d.run} {d.seq or ''}: {d.what}" for d in verify(tables))
     yield from (f"divergence: {d}" for d in tables.divergences.values())
+    yield from wrong_workflow_rows(e)
     stored = {(event.execution, event.run, event.seq): event.body for event in tables.events.values()}
     for run, records in e.history.items():
         for record in records:
@@ -213,7 +219,7 @@ def s10_deadlines(e: Evidence) -> Iterator[str]:
         for value in values:
             kind, at, step = value["type"], from_iso(value["at"]), value.get("step")
             if kind == "ExecutionStarted":
-                definition, started = e.definitions[value["definition"]], at
+                definition, started = e.versions.by_hash[value["definition"]], at
             elif kind == "ExecutionFailed" and value.get("reason") == "timed_out":
                 if at < started + (definition.timeout_ms or 0):
                     yield f"{run} timed out early"
@@ -275,7 +281,7 @@ def _values(e: Evidence, topic: str) -> list[dict[str, Any]]:
 
 
 def _home(e: Evidence, execution: str) -> int:
-    return e.reference._events.home(execution)
+    return e.reference.home(execution)
 
 
 CHECKS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import orjson
@@ -12,12 +12,11 @@ from flowpilot.engine.engine import Engine
 from flowpilot.engine.table import WATERMARK_KEY, entry_of
 from flowpilot.ports.audit import Batch
 from flowpilot.ports.log import Fetched, TopicPartition
-from flowpilot.router.routing import Omitted, Routes, route
+from flowpilot.router.routing import Omitted, route
 from flowpilot.worker.records import read_step
 from flowpilot_schemas.codec import BadRecord
-from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import TaskId
-from flowpilot_schemas.messages import DeadLetter, StartExecution
+from flowpilot_schemas.messages import DeadLetter, Origin, StartExecution
 from flowpilot_schemas.topics import Topics
 from flowpilot_schemas.triggers import ANY_WORKFLOW, PositionKey
 from tests.simulation.loop import Process
@@ -25,6 +24,7 @@ from tests.simulation.loop import Process
 if TYPE_CHECKING:
     from flowpilot.adapters.memory.log import MemoryLog
     from tests.simulation.database import Database
+    from tests.simulation.versions import Versions
 
 Report = Callable[[str, str], None]
 Fate = tuple[str, str, str, int, int]
@@ -38,13 +38,12 @@ class Online:
         self,
         topics: Topics,
         log: MemoryLog,
-        where: Routes,
-        definitions: Mapping[str, WorkflowDefinition],
+        versions: Versions,
         report: Report,
         wall_ms: Callable[[Process], int],
     ) -> None:
-        self._topics, self._log, self._where, self._report = topics, log, where, report
-        self._definitions, self._wall_ms = definitions, wall_ms
+        self._topics, self._log, self._versions, self._report = topics, log, versions, report
+        self._wall_ms = wall_ms
         self.landed_count = 0
         self.durable: dict[tuple[int, bytes], tuple[int, int, bytes | None]] = {}
         """The record of each key of the changelog that a recovery would take now: src, epoch, value."""
@@ -76,7 +75,7 @@ class Online:
             return
         self.first.setdefault((topic, record.key, record.value), self.landed_count)
         if topic == topics.events:
-            self._event(record)
+            self._event(record, sender)
         elif topic == topics.history:
             self._history(record, sender)
         elif topic.startswith(topics.steps("")):
@@ -108,7 +107,7 @@ class Online:
             known = self._decoded[key] = (value, decode_execution(value))
         return known[1]
 
-    def _event(self, record: Fetched) -> None:
+    def _event(self, record: Fetched, sender: Process) -> None:
         value = record.value or b""
         if b'"origin":{' not in value and b'"type":"step.' not in value:
             return
@@ -120,6 +119,10 @@ class Online:
         if kind == "execution.start" and found.get("origin"):
             at = found["origin"]
             self.fates.add(("started", found["workflow"], at["topic"], at["partition"], at["offset"]))
+            origin = Origin.model_validate(at)
+            wrong = self._versions.wrong_start(found["workflow"], found["definition"], origin)
+            if wrong is not None:
+                self._report("S1", f"{sender}: {wrong}")
         elif kind in ("step.started", "step.completed", "step.failed"):
             self.answered.add(found.get("task_id"))
 
@@ -148,9 +151,12 @@ class Online:
             self._report("S8", f"{sender} sent {task}; the state is at run {state.run}, src {state.src}")
 
     def _has_reached(self, state: Execution, task: TaskId) -> bool:
-        definition = self._definitions.get(state.definition)
+        definition = self._versions.by_hash.get(state.definition)
         if definition is None or not state.steps:
             return True  # what is over keeps no steps
+        if task.step not in definition.index:
+            self._report("S4", f"{task} was sent, but the pinned version {definition.version} has no such step")
+            return True
         return state.steps[definition.index[task.step]].attempt >= task.attempt
 
     def _dead_letter(self, record: Fetched) -> None:
@@ -190,10 +196,16 @@ class Online:
         tp = TopicPartition(topic, partition)
         for record in self._log.fetch(tp, begin, max(0, end - begin)):
             only = None if workflow == ANY_WORKFLOW else {workflow}
-            for outcome in route(self._where, record, self._log.topic_id(topic), only):
-                fate = _fate(record, outcome)
-                if fate not in self.fates:
-                    found.append(fate)
+            fates: dict[Fate, None] = {}
+            for where in self._versions.routes:
+                fates |= dict.fromkeys(
+                    _fate(record, outcome) for outcome in route(where, record, self._log.topic_id(topic), only)
+                )
+            # Which version was current when it was routed is not known: each is right.
+            if fates and not self._versions.changed:
+                found += [fate for fate in fates if fate not in self.fates]
+            elif fates and not any(fate in self.fates for fate in _in_any_words(fates, workflow)):
+                found += list(fates)[:1]
         return found
 
     def committed(self, group: str, process: Process, positions: Mapping[TopicPartition, int]) -> None:
@@ -245,6 +257,15 @@ class Online:
                 place = self.places.get((advance.partition.partition, offset))
                 if place is not None and place not in database.tables.events:
                     self._report("S7", f"{process} stored the position {advance.next_offset}, but not {place}")
+
+
+def _in_any_words(fates: Iterable[Fate], workflow: str) -> Iterator[Fate]:
+    """What nobody can read is no workflow's fault if several read the topic, and how many do may have changed."""
+    for fate in fates:
+        yield fate
+        if fate[0] == "dead" and workflow != ANY_WORKFLOW:
+            yield ("dead", "", *fate[2:])
+            yield ("dead", workflow, *fate[2:])
 
 
 def _fate(record: Fetched, outcome: StartExecution | DeadLetter | Omitted) -> Fate:

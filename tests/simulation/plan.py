@@ -25,6 +25,8 @@ TIMED = {
     "clock_jump": 0.2,
     "database_away": 0.12,
     "database_fail_over": 0.12,
+    "new_version": 0.3,
+    "deletion": 0.15,
 }
 """Faults that come by themselves, and how many of each a second there are at most."""
 

@@ -22,6 +22,7 @@ from flowpilot.client.errors import (
     StartUnconfirmed,
     UnknownWorkflow,
 )
+from flowpilot.ports.definitions import WorkflowDeleted
 from flowpilot.ports.log import LogUnavailable, Rebalanced
 from flowpilot.router.router import Router
 from flowpilot.worker.handlers import Handlers
@@ -59,7 +60,7 @@ def router(world: World) -> Role:
 
 def worker(world: World) -> Role:
     producer, reader, plan = SimProducer(world.broker), SimReader(world.broker), world.plan
-    handlers = Handlers(world.workflows)
+    handlers = Handlers(world.code())
 
     def consumer(
         group: str, names: Sequence[str], *, on_assigned: Rebalanced, on_revoked: Rebalanced
@@ -122,6 +123,8 @@ class ClientProcess:
                 await self._act()
             except (StartUnconfirmed, NotSent, LogUnavailable, UnknownWorkflow, RetryRefused, RetryUnanswered):
                 continue
+            except WorkflowDeleted:
+                continue
         await self._stopping.wait()
         await self._client.close()
 
@@ -152,6 +155,13 @@ class ClientProcess:
             await handle.result(timeout=20.0)
         except (ExecutionFailed, ExecutionCancelled, ResultTimeout, LogUnavailable):
             pass
+
+
+def finish_deployment(world: World) -> None:
+    """Workers with older code than there is are started anew, each asked once."""
+    for slot in world.slots:
+        if slot.process is not None and slot.body is not None and world.is_outdated(slot.process):
+            slot.body.stop()
 
 
 def slots(world: World) -> list[Slot]:

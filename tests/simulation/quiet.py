@@ -16,7 +16,7 @@ BOUND = 240.0
 def behind(world: World) -> list[str]:
     """Who has not come to the end of what it reads yet, and which executions are not over."""
     log, topics = world.log, world.topics
-    found = []
+    found = ["a deployment"] if world.deploying else []
     for partition in range(world.plan.partitions):
         _, end = log.bounds(topics.events, partition)
         if world.engine_group.committed.get(partition, 0) < end:
@@ -44,7 +44,8 @@ def behind(world: World) -> list[str]:
 
 def _trigger_ends(world: World) -> dict[tuple[str, str, int], int]:
     found = {("*", world.topics.triggers, 0): world.log.bounds(world.topics.triggers, 0)[1]}
-    for definition in world.known.by_name.values():
+    known = world.versions.known
+    for definition in filter(None, map(known.current, known.workflows())):
         for trigger in definition.triggers:
             for partition in range(world.log.partitions(trigger.topic)):
                 place = (definition.name, trigger.topic, partition)

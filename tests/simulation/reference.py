@@ -72,6 +72,10 @@ class Reference:
             finish(self.engine._process(shares, skip=given_up))
             self.outputs[record.partition, record.offset] = self._now
 
+    def home(self, execution: str) -> int:
+        """The partition of an execution."""
+        return self._events.home(execution)
+
     def states(self) -> dict[str, bytes]:
         """What executions came to."""
         found: dict[str, bytes] = {}

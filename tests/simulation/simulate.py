@@ -13,7 +13,7 @@ from tests.simulation.chaos import Chaos
 from tests.simulation.checks import CHECKS, Evidence, first_told
 from tests.simulation.patches import simulated
 from tests.simulation.plan import Changes, Plan, draw
-from tests.simulation.processes import slots
+from tests.simulation.processes import finish_deployment, slots
 from tests.simulation.quiet import BOUND, behind
 from tests.simulation.reference import Reference
 from tests.simulation.workflows import POOL, Behaviour, behave_as
@@ -107,6 +107,7 @@ async def _live(world: World, end: _End) -> None:
     began = world.loop.time()
     while True:
         await asyncio.sleep(_LOOK)
+        finish_deployment(world)
         end.took = world.loop.time() - began
         end.open = behind(world)
         if not end.open or end.took > BOUND or world.violations:
@@ -124,14 +125,14 @@ def _calm(world: World) -> None:
 
 def _judge(world: World, end: _End) -> Evidence:
     history, wrong = first_told(world.log, world.topics)
-    reference = Reference(world.broker, world.events_topic(), world.known)
+    reference = Reference(world.broker, world.events_topic(), world.versions.known)
     evidence = Evidence(
         topics=world.topics,
         log=world.log,
         online=world.online,
         tables=world.database.tables,
         reference=reference,
-        definitions=world.known.by_hash,
+        versions=world.versions,
         bad_events=world.bad_events,
         strays=world.strays,
         given_up=set(world.online.given_up),

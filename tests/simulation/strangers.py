@@ -98,7 +98,10 @@ def _record(world: World, chance: random.Random) -> tuple[str, bytes | None, tup
     topics = [trigger.topic for w in world.workflows for trigger in w.definition.triggers] or list(TOPICS)
     topic = chance.choice(topics)
     if kind < 0.15:
-        named = {"v": 1, "workflow": chance.choice(world.workflows).name, "input": order}
+        workflow = chance.choice(world.workflows)
+        named = {"v": 1, "workflow": workflow.name, "input": order}
+        if len(world.releases) > 1 and chance.random() < 0.3:
+            named["version"] = workflow.version
         if chance.random() < 0.5:
             named["key"] = order["id"]
         if chance.random() < 0.15:

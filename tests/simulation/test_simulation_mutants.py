@@ -17,6 +17,7 @@ _OF_EVERY_ROLE = (
     "an_outrun_writer_goes_on",
     "commit_past_an_unfinished_record",
     "position_before_the_starts",
+    "the_pointer_counts",
 )
 
 

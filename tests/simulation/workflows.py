@@ -24,6 +24,7 @@ SHAPES: dict[str, dict[str, list[str]]] = {
     "roots": {"a": [], "b": [], "c": ["a", "b"]},
 }
 POOL = 25
+POOL_VERSIONS = 4
 
 
 class Order(BaseModel):
@@ -91,20 +92,23 @@ async def following_blindly(ctx: StepContext) -> Any:
 @lru_cache
 def pool() -> tuple[Workflow, ...]:
     """All of them."""
-    return tuple(_workflow(number) for number in range(POOL))
+    return tuple(version_of(number, 1) for number in range(POOL))
 
 
-def _workflow(number: int) -> Workflow:
-    chance = random.Random(f"workflow/{number}")
-    shape = list(SHAPES)[number % len(SHAPES)]
+@lru_cache
+def version_of(number: int, version: int) -> Workflow:
+    """A later version has nothing but its name from the one before: other edges, steps, triggers and settings."""
+    chance = random.Random(f"workflow/{number}" if version == 1 else f"workflow/{number}@{version}")
+    name = f"w{number}-{list(SHAPES)[number % len(SHAPES)]}"
+    shape = list(SHAPES)[(number + 2 * version - 2) % len(SHAPES)]
     triggers = []
     if chance.random() < 0.8:
         unique_by = chance.choice(("id", "id", None))
         where = chance.choice((None, None, "data.n > 0"))
         triggers.append(on_topic(chance.choice(TOPICS), unique_by=unique_by, where=where, start="earliest"))
     workflow = Workflow(
-        f"w{number}-{shape}",
-        version="1",
+        name,
+        version=str(version),
         input=Order,
         triggers=triggers,
         queue=chance.choice(("q1", "q1", "q2")),
@@ -115,16 +119,16 @@ def _workflow(number: int) -> Workflow:
         dedupe_window=chance.choice(("2s", "1h", "1h")),
         retry_window=chance.choice(("3s", "1h", "1h")),
     )
-    for name, parents in SHAPES[shape].items():
+    for step, parents in SHAPES[shape].items():
         handler: Any = chance.choice((following, following_blindly)) if parents else first
         options: dict[str, Any] = {}
         if chance.random() < 0.15:
             options["queue"] = "q2"
-        if name == "p4" and chance.random() < 0.5:
+        if step == "p4" and chance.random() < 0.5:
             options["queue"] = "nowhere"
         workflow.add_step(
             handler,
-            name=name,
+            name=step,
             depends_on=parents,
             timeout=chance.choice(("1500ms", "3s", "6s")),
             heartbeat=chance.choice(("1s", "2s")),

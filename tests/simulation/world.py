@@ -5,18 +5,17 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
 
+from flowpilot.authoring import Workflow
 from flowpilot.core.errors import FlowPilotError
 from flowpilot.engine.claim import EventsTopic
 from flowpilot.ports.log import Fetched, LogUnavailable, Record
-from flowpilot.router.routing import routes
 from flowpilot_schemas.codec import canonical, encode_message
 from flowpilot_schemas.definition import (
     DefinitionPointer,
-    WorkflowDefinition,
     definition_key,
     pointer_key,
     version_key,
@@ -27,10 +26,11 @@ from tests.simulation.broker import Broker
 from tests.simulation.database import Database
 from tests.simulation.engine_group import EngineGroup
 from tests.simulation.group import SimGroup
-from tests.simulation.loop import BEGIN, OUTSIDE, WORLD, Ended, Loop, Process
+from tests.simulation.loop import BEGIN, OUTSIDE, PROCESS, WORLD, Ended, Loop, Process
 from tests.simulation.online import Online
 from tests.simulation.plan import Plan
-from tests.simulation.workflows import TOPICS, pool
+from tests.simulation.versions import Versions
+from tests.simulation.workflows import TOPICS, version_of
 
 BOUND = 240.0
 """So many simulated seconds after the last fault all must be quiet (L1)."""
@@ -60,32 +60,6 @@ class Slot:
     body: Role | None = None
 
 
-@dataclass
-class Known:
-    """The definitions of this world, as the routing asks for them."""
-
-    by_name: dict[str, WorkflowDefinition] = field(default_factory=dict)
-
-    @property
-    def by_hash(self) -> dict[str, WorkflowDefinition]:
-        return {definition.hash: definition for definition in self.by_name.values()}
-
-    def current(self, workflow: str) -> WorkflowDefinition | None:
-        return self.by_name.get(workflow)
-
-    def version(self, workflow: str, version: str) -> WorkflowDefinition | None:
-        found = self.by_name.get(workflow)
-        return found if found is not None and found.version == version else None
-
-    def workflows(self) -> list[str]:
-        return sorted(self.by_name)
-
-    async def refresh(self) -> None: ...
-
-    def get(self, definition_hash: str) -> WorkflowDefinition | None:
-        return self.by_hash.get(definition_hash)
-
-
 class World:
     """See the module. `chance(name)` is the random source of that name."""
 
@@ -97,8 +71,11 @@ class World:
         self.broker = Broker(self.loop, plan, self.chance("network"))
         self.log = self.broker.log
         self.database = Database(self.broker)
-        self.workflows = [pool()[number] for number in plan.workflows]
-        self.known = Known({workflow.name: workflow.definition for workflow in self.workflows})
+        self.versions = Versions(self.log, self.topics, self.limits)
+        self.releases = [[version_of(number, 1) for number in plan.workflows]]
+        """The code that workers and clients may have: each release has the versions before it too."""
+        self.deploying = False
+        self._code: dict[Process, int] = {}
         self._groups: dict[str, SimGroup] = {}
         self.slots: list[Slot] = []
         self.processes: list[Process] = [WORLD]
@@ -111,8 +88,7 @@ class World:
         self.asked: list[tuple[str, int]] = []
         self.bad_events: list[tuple[int, int]] = []
         self.strays: set[tuple[bytes | None, bytes | None]] = set()
-        where = routes(self.known, self.topics, self.limits)
-        self.online = Online(self.topics, self.log, where, self.known.by_hash, self.report, self._latest_ms)
+        self.online = Online(self.topics, self.log, self.versions, self.report, self._latest_ms)
         self.engine_group = EngineGroup(self.broker, plan.partitions, self._engine_committed)
         self.broker.on_landed = self._landed
         self.broker.on_fault = self.fault
@@ -123,6 +99,26 @@ class World:
         if name not in self._chances:
             self._chances[name] = random.Random(f"{self.plan.seed}/{name}")
         return self._chances[name]
+
+    @property
+    def workflows(self) -> list[Workflow]:
+        """Of the newest release: every version of every workflow."""
+        return self.releases[-1]
+
+    def code(self) -> list[Workflow]:
+        """What the worker that begins now has: the newest release, or, where not all is deployed yet, an older."""
+        release = newest = len(self.releases) - 1
+        if newest and not self.calm and self.chance("releases").random() < 0.3:
+            release = self.chance("releases").randrange(newest)
+        self._code[PROCESS.get()] = release
+        return self.releases[release]
+
+    def is_outdated(self, process: Process) -> bool:
+        """Whether it is a worker with older code than there is; told once of each."""
+        if self._code.get(process, len(self.releases)) >= len(self.releases) - 1:
+            return False
+        del self._code[process]
+        return True
 
     def wall(self, process: Process) -> float:
         return BEGIN + self.loop.time() + process.skew
@@ -174,6 +170,9 @@ class World:
         self._hash.update(value)
         place = f"{record.topic.removeprefix('flowpilot')}/{record.partition}/{record.offset}"
         self.note(f"{sender.name} → {place} {(record.key or b'')[:60]!r} {value[:110]!r}")
+        wrong = self.versions.landed(record, sender)
+        if wrong is not None:
+            self.report("S1", wrong)
         self.online.landed(record, sender)
         if record.topic == self.topics.events:
             for slot in self.slots:
@@ -207,7 +206,7 @@ class World:
         for queue in ("q1", "q2"):
             limit = self.plan.step_limit
             self.log.create_topic(self.topics.steps(queue), self.plan.step_partitions, max_message_bytes=limit)
-        for definition in self.known.by_name.values():
+        for definition in [workflow.definition for workflow in self.workflows]:
             pointer = encode_message(DefinitionPointer(definition=definition.hash, version=definition.version))
             value = canonical(definition.model_dump(mode="json"))
             for key, content in (

@@ -111,16 +111,21 @@ def test_changes_of_definitions() -> None:
     pointer = encode_message(DefinitionPointer(definition=hash_, version=version))
 
     def change(key: bytes, value: bytes | None, known: Definitions) -> Any:
-        return known.change(Fetched("t.definitions", 0, 0, 5, key, value))
+        found = known.changes(Fetched("t.definitions", 0, 0, 5, key, value))
+        return found if isinstance(found, Divergence) or len(found) > 1 else found[0]
 
     known = Definitions()
     assert change(pointer_key(name), pointer, known) == Pointed(name, version, hash_, current=True)
-    registered = change(definition_key(hash_), body, known)
-    assert registered == Registered(hash_, DEFINITION, 5)
+    registered = Registered(hash_, DEFINITION, 5)
+    waiting = Pointed(name, version, hash_, True, registered)  # the pointer before it comes into force
+    assert change(definition_key(hash_), body, known) == [registered, waiting]
     assert change(pointer_key(name), pointer, known) == Pointed(name, version, hash_, True, registered)
     assert change(version_key(name, version), pointer, known) == Pointed(name, version, hash_, False, registered)
+    both = [waiting, waiting._replace(current=False)]
+    assert change(definition_key(hash_), body, known) == [registered, *both]
     assert change(pointer_key(name), None, known) == Removed(workflow=name)
     assert change(pointer_key(name), encode_message(WorkflowDeletion()), known) == Removed(workflow=name)
+    assert change(definition_key(hash_), body, known) == registered
     assert isinstance(change(pointer_key(name), b'{"deleted": 7}', known), Divergence)
     assert isinstance(change(version_key(name, version), encode_message(WorkflowDeletion()), known), Divergence)
     assert change(version_key(name, version), None, known) == Removed(workflow=name, version=version)

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 
 from flowpilot.adapters.postgres.bulk import EXECUTION_TYPES, TASK_TYPES, Shapes, identifiers, literal, run, source
-from flowpilot.ports.audit import Changes, Head, Row, RunKey
-
-UNKNOWN = "unknown"
+from flowpilot.ports.audit import UNKNOWN, Changes, Head, Row, RunKey
 
 _INSERTED = tuple(
     name
@@ -148,11 +146,14 @@ def _link_parents(connection: Connection, parents: Mapping[RunKey, str], ids: Ma
     """A retry's parent is the newest earlier run of the execution it names; one nobody knows gets a stub."""
     run(
         connection,
-        """
+        f"""
         INSERT INTO workflow_execution (execution_id, status, seq)
-        SELECT DISTINCT p, 'unknown', 0 FROM unnest(%s::text[]) p
-        WHERE NOT EXISTS (SELECT FROM workflow_execution e WHERE e.execution_id = p)
+        SELECT DISTINCT x.parent, '{UNKNOWN}', 0 FROM {source([("run", "bigint"), ("parent", "text")])}
+        WHERE NOT EXISTS (
+            SELECT FROM workflow_execution e WHERE e.execution_id = x.parent AND (e.run IS NULL OR e.run < x.run)
+        )
         """,
+        literal("bigint", [key.run for key in parents]),
         literal("text", parents.values()),
     )
     run(
