@@ -14,19 +14,19 @@ from typing import Protocol
 
 import structlog
 
-from flowpilot.core.dead_letters import dead_letter, dead_letter_key
 from flowpilot.core.render import is_over
+from flowpilot.engine import trial
 from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.claim import EventsTopic, claim
-from flowpilot.engine.errors import DefinitionNeeded, EngineHalt, PartitionStopped
+from flowpilot.engine.errors import DefinitionNeeded, DefinitionsUnread, EngineHalt, PartitionStopped
 from flowpilot.engine.fold import Fold, Frame
 from flowpilot.engine.housekeeping import due_events, next_due, tombstones
 from flowpilot.engine.observed import Observed
-from flowpilot.engine.outputs import Output
+from flowpilot.engine.outputs import Output, Outputs
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition, Trial
-from flowpilot.engine.reading import is_folded
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
+from flowpilot.engine.trial import Fate
 from flowpilot.ports.log import Fetched, Producer, Reader, Record
 from flowpilot.ports.meter import OFF, Meter
 from flowpilot_schemas import messages as m
@@ -34,8 +34,6 @@ from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import WorkflowDefinition
 
 _IDLE_CHECK_MS = 3_000
-# A record in hand at this many crashes is not taken in hand again.
-CRASHES = 3
 
 log = structlog.get_logger()
 
@@ -153,52 +151,50 @@ class Engine:
         return done + await self._process(together)
 
     async def _process_on_trial(self, owned: OwnedPartition, records: list[Fetched]) -> list[Fetched]:
-        """The first records after a claim: a record that ends the process every time has to become known.
-
-        What is in hand is written down first; what was in hand when a process ended is taken one by one.
-        """
+        """The first records after a claim (`flowpilot.engine.trial`)."""
         done: list[Fetched] = []
-        while records and self._owned.get(owned.partition) is owned:
-            crashes = [owned.watermark.crashes(record.offset) for record in records]
-            size = 1 if crashes[0] else next((place for place, count in enumerate(crashes) if count), len(records))
-            share, records = records[:size], records[size:]
-            given_up = crashes[0] >= CRASHES and not _is_half_done(owned, share[0])
-            if given_up:
-                await self._give_up_on(share[0])
-            else:
-                await self._write_trial(owned, Trial(share[0].offset, share[-1].offset))
-            done += await self._process([(owned, share)], skip=given_up)
+        for share in trial.shares(owned, records):
+            await self._write_trial(owned, Trial(share.records[0].offset, share.records[-1].offset))
+            fate = trial.fate(owned, share)
+            if fate is not Fate.FOLDED:
+                await self._tell_of_crashes(share.records[0])
+            try:
+                done += await self._process([(owned, share.records)], fate)
+            except DefinitionsUnread:
+                await self._write_trial(owned)  # the records did not end the process
+                raise
+            if self._owned.get(owned.partition) is not owned:
+                break
             if self._is_cut_short:
                 break  # owners that take it from each other before the batch's end would never come on
         return done
 
-    async def _write_trial(self, owned: OwnedPartition, trial: Trial) -> None:
-        """The batch's own watermark takes it back; if that is never written, the trial has ended the process."""
-        before = owned.watermark
-        owned.watermark = before._replace(trials=(*before.trials, trial))
-        await self._changelog.append([(owned, {WATERMARK_KEY: owned.watermark.entry(owned.epoch)})])
-        owned.watermark = before
+    async def _write_trial(self, owned: OwnedPartition, *trials: Trial) -> None:
+        """Records are in hand, or (none) not any more. The batch's own watermark says that, too."""
+        watermark = owned.watermark._replace(trials=(*owned.watermark.trials, *trials))
+        await self._changelog.append([(owned, {WATERMARK_KEY: watermark.entry(owned.epoch)})])
 
-    async def _give_up_on(self, record: Fetched) -> None:
-        detail = f"{CRASHES} processes ended while this record was in hand"
-        letter = encode_message(dead_letter(record, "engine_crash", detail, "engine"))
-        topic = self._events.topics.dead_letters
-        await self._send([Output(Record(topic, dead_letter_key(record), letter, record.partition))])
+    async def _tell_of_crashes(self, record: Fetched) -> None:
+        """Before it is passed over: whoever comes next may take for folded what was passed over."""
+        outputs = Outputs(self._events.topics)
+        detail = f"{trial.CRASHES} processes ended while this record was in hand"
+        outputs.dead_letter(record, "engine_crash", detail)
+        await self._send(outputs.records)
 
     async def _process(
-        self, shares: Sequence[tuple[OwnedPartition, list[Fetched]]], *, skip: bool = False
+        self, shares: Sequence[tuple[OwnedPartition, list[Fetched]]], fate: Fate = Fate.FOLDED
     ) -> list[Fetched]:
-        works = [await self._fold(owned, [] if skip else records, records) for owned, records in shares]
-        works = [work for work in works if work.records]
+        works = [await self._fold(owned, records, fate) for owned, records in shares]
         await self._changelog.append([(work.owned, work.entries) for work in works])
+        works = [work for work in works if work.records]
         await self._send([output for work in works for output in work.outputs])
         for work in works:
             self._put(work)
             self._observed.batch(work.owned, work.records, work.overlay.changed.values(), self._clock())
         return [record for work in works for record in work.records]
 
-    async def _fold(self, owned: OwnedPartition, records: Sequence[Fetched], covered: list[Fetched]) -> _Work:
-        """Fold `records`; the watermark moves over `covered`. Without `records` those are passed over."""
+    async def _fold(self, owned: OwnedPartition, records: list[Fetched], fate: Fate) -> _Work:
+        """Fold `records`, or pass over them; of a partition that stops on the way, those before it does."""
         overlay = Overlay(owned.table, self._decoded)
         frame = Frame(
             owned.partition,
@@ -212,28 +208,32 @@ class Engine:
             lambda offset: owned.owing.get(offset, ()),
         )
         fold = Fold(frame)
-        for record in () if records else covered:
-            fold.pass_over(record)
         for position, record in enumerate(records):
             try:
-                await self._fold_one(fold, record)
+                if fate is Fate.FOLDED:
+                    await self._fold_one(fold, record)
+                else:
+                    fold.pass_over(record, unread=fate is Fate.LEFT_UNREAD)
             except PartitionStopped as stop:
                 self._stop(owned.partition, stop)
-                covered = covered[:position]
+                records = records[:position]
                 break
-        if not covered:
-            return _Work(owned, [], overlay, [], {})
         entries = {key: Entry(value, src, owned.epoch) for key, value, src in overlay.writes()}
-        reached = max(owned.watermark.offset, covered[-1].offset)
-        owned.watermark = owned.watermark._replace(offset=reached)
+        if records:
+            reached = max(owned.watermark.offset, records[-1].offset)
+            owned.watermark = owned.watermark._replace(offset=reached)
+        # Also if it stays where it was: no process has ended over what is in hand.
         entries[WATERMARK_KEY] = owned.watermark.entry(owned.epoch)
-        return _Work(owned, covered, overlay, fold.outputs.records, entries)
+        return _Work(owned, records, overlay, fold.outputs.records, entries)
 
     async def _fold_one(self, fold: Fold, record: Fetched) -> None:
         try:
             fold.record(record)
         except DefinitionNeeded as needed:
-            await self._definitions.refresh()  # if that fails, it is not the record's fault
+            try:
+                await self._definitions.refresh()
+            except Exception as error:
+                raise DefinitionsUnread(f"the definitions topic cannot be read ({error})") from error
             if self._definitions.get(needed.definition_hash) is None:
                 self._missing.add(needed.definition_hash)
             try:
@@ -328,8 +328,3 @@ class Engine:
     def live(self) -> Mapping[int, int]:
         """Entries in the table of each owned partition."""
         return {partition: len(owned.table) for partition, owned in self._owned.items()}
-
-
-def _is_half_done(owned: OwnedPartition, record: Fetched) -> bool:
-    """Whether the record's state has landed, though not its whole batch: then it is not what ended the process."""
-    return record.offset > owned.recovered_watermark and is_folded(owned.table, record)

@@ -20,6 +20,7 @@ from flowpilot.engine.fold import Fold
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition
 from flowpilot.engine.table import PartitionTable, entry_of
+from flowpilot.engine.trial import Fate
 from flowpilot.ports.log import Fetched
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.ids import retry_id
@@ -35,8 +36,8 @@ Shares = Sequence[tuple[OwnedPartition, list[Fetched]]]
 def outputs_before_state(patch: Patch) -> None:
     """What a batch has to say is sent before its states are in the changelog."""
 
-    async def process(self: Any, shares: Shares, *, skip: bool = False) -> list[Fetched]:
-        works = [await self._fold(owned, [] if skip else records, records) for owned, records in shares]
+    async def process(self: Any, shares: Shares, fate: Fate = Fate.FOLDED) -> list[Fetched]:
+        works = [await self._fold(owned, records, fate) for owned, records in shares]
         works = [work for work in works if work.records]
         await self._send([output for work in works for output in work.outputs])
         await self._changelog.append([(work.owned, work.entries) for work in works])
@@ -57,8 +58,8 @@ def lawful_owner(engine: Any, partition: int) -> Any:
 def acknowledged_before_outputs(patch: Patch) -> None:
     """What is finished is told before the outputs are sent: a commit may overtake them."""
 
-    async def process(self: Any, shares: Shares, *, skip: bool = False) -> list[Fetched]:
-        works = [await self._fold(owned, [] if skip else records, records) for owned, records in shares]
+    async def process(self: Any, shares: Shares, fate: Fate = Fate.FOLDED) -> list[Fetched]:
+        works = [await self._fold(owned, records, fate) for owned, records in shares]
         works = [work for work in works if work.records]
         await self._changelog.append([(work.owned, work.entries) for work in works])
         for work in works:

@@ -18,7 +18,7 @@ from unittest import mock
 import structlog
 
 from flowpilot.client import replies
-from flowpilot.engine import engine as engines
+from flowpilot.engine import trial
 from flowpilot.worker import attempts, control, intake
 from flowpilot.worker.attempt import Attempt
 from flowpilot_agents import execution, watch
@@ -45,7 +45,7 @@ def simulated(loop: Loop, plan: Plan, ended: Any) -> Iterator[None]:
         (uuid, "uuid4", lambda: uuid.UUID(int=chance.getrandbits(128), version=4)),
         (execution, "end_process", end_process),
         (watch, "end_process", end_process),
-        (engines, "CRASHES", plan.crashes),
+        (trial, "CRASHES", plan.crashes),
         (watch, "PULSE_SECONDS", plan.session / 8),
         (intake, "_POLL", 0.25),
         (attempts, "_TICK", 0.2),
