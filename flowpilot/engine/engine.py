@@ -25,12 +25,11 @@ from flowpilot.engine.observed import Observed
 from flowpilot.engine.outputs import Output, Outputs
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition, Trial
+from flowpilot.engine.sender import Sender
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
 from flowpilot.engine.trial import Fate
-from flowpilot.ports.log import Fetched, Producer, Reader, Record
+from flowpilot.ports.log import Fetched, Producer, Reader
 from flowpilot.ports.meter import OFF, Meter
-from flowpilot_schemas import messages as m
-from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import WorkflowDefinition
 
 _IDLE_CHECK_MS = 3_000
@@ -75,13 +74,13 @@ class Engine:
         meter: Meter = OFF,
     ) -> None:
         self._events = events
-        self._producer = producer
         self._reader = reader
         self._definitions = definitions
         self._clock = clock
         self._nonce = nonce
         self._observed = Observed(meter)
         self._changelog = Changelog(events.topics.changelog, producer, reader)
+        self._sender = Sender(events, producer)
         self._tables: dict[int, PartitionTable] = {}
         self._owned: dict[int, OwnedPartition] = {}
         self._decoded: dict[str, WorkflowDefinition] = {}
@@ -179,7 +178,7 @@ class Engine:
         outputs = Outputs(self._events.topics)
         detail = f"{trial.CRASHES} processes ended while this record was in hand"
         outputs.dead_letter(record, "engine_crash", detail)
-        await self._send(outputs.records)
+        await self._sender.send(outputs.records)
 
     async def _process(
         self, shares: Sequence[tuple[OwnedPartition, list[Fetched]]], fate: Fate = Fate.FOLDED
@@ -187,7 +186,7 @@ class Engine:
         works = [await self._fold(owned, records, fate) for owned, records in shares]
         await self._changelog.append([(work.owned, work.entries) for work in works])
         works = [work for work in works if work.records]
-        await self._send([output for work in works for output in work.outputs])
+        await self._sender.send([output for work in works for output in work.outputs])
         for work in works:
             self._put(work)
             self._observed.batch(work.owned, work.records, work.overlay.changed.values(), self._clock())
@@ -253,37 +252,6 @@ class Engine:
             raise DefinitionNeeded(definition_hash)
         return found
 
-    async def _send(self, outputs: Sequence[Output]) -> None:
-        """Send and await all (rule 5). What can never be delivered becomes an event, a dead letter, or a halt."""
-        deliveries = await self._producer.send([output.record for output in outputs])
-        failed = [
-            (output, delivery.error)
-            for output, delivery in zip(outputs, deliveries, strict=True)
-            if delivery.error is not None
-        ]
-        topics = self._events.topics
-        undelivered: list[Output] = []
-        for output, error in failed:
-            if output.task_id is not None:
-                undelivered.append(self._dispatch_failed(output.task_id, output.record, error))
-            elif output.record.topic in (topics.events, topics.history, topics.control, topics.dead_letters):
-                raise EngineHalt(f"{output.record.topic} refused a record: {error}; run `flowpilot setup`")
-            else:
-                log.warning("a reply could not be delivered", topic=output.record.topic, error=error)
-        if undelivered:
-            await self._send(undelivered)
-
-    def _dispatch_failed(self, task_id: str, record: Record, error: str) -> Output:
-        """An undeliverable step message fails its attempt, through the log like every other fact."""
-        failed = m.StepFailed(
-            task_id=task_id,
-            error=m.StepError(kind="dispatch_failed", message=f"{record.topic}: {error}", retryable=False),
-        )
-        execution = task_id.partition("/")[0]
-        key = execution.partition(".")[0].encode()
-        home = self._events.home(execution)
-        return Output(Record(self._events.topics.events, key, encode_message(failed), home))
-
     def _put(self, work: _Work) -> None:
         """Everything is acknowledged: the overlay becomes the table (rule 6)."""
         owned = work.owned
@@ -308,7 +276,7 @@ class Engine:
         now = self._clock()
         events = [event for owned in self._owned.values() for event in due_events(owned, self._events, now)]
         if events:
-            await self._send([Output(event) for event in events])
+            await self._sender.send([Output(event) for event in events])
         removed = [(owned, tombstones(owned)) for owned in self._owned.values()]
         removed = [(owned, entries) for owned, entries in removed if entries]
         if removed:

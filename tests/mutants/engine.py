@@ -14,6 +14,7 @@ from flowpilot.engine.due import DueIndex
 from flowpilot.engine.engine import Engine
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition
+from flowpilot.engine.sender import Sender
 from flowpilot.engine.table import PartitionTable, entry_of
 from flowpilot.ports.log import Fetched
 from tests.mutants.catalogue import Catalogue, Patch
@@ -127,4 +128,4 @@ def refused_outputs_are_forgotten(patch: Patch) -> None:
     async def send(self: Any, outputs: Any) -> None:
         await self._producer.send([output.record for output in outputs])
 
-    patch.setattr(Engine, "_send", send)
+    patch.setattr(Sender, "send", send)

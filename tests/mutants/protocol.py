@@ -39,7 +39,7 @@ def outputs_before_state(patch: Patch) -> None:
     async def process(self: Any, shares: Shares, fate: Fate = Fate.FOLDED) -> list[Fetched]:
         works = [await self._fold(owned, records, fate) for owned, records in shares]
         works = [work for work in works if work.records]
-        await self._send([output for work in works for output in work.outputs])
+        await self._sender.send([output for work in works for output in work.outputs])
         await self._changelog.append([(work.owned, work.entries) for work in works])
         for work in works:
             self._put(work)
@@ -50,7 +50,7 @@ def outputs_before_state(patch: Patch) -> None:
 
 def lawful_owner(engine: Any, partition: int) -> Any:
     """Who commits for the partition, in the world of the storm; None in others, whose commits no engine sees."""
-    world = getattr(engine._producer, "_world", None)
+    world = getattr(engine._sender._producer, "_world", None)
     return None if world is None else world.lawful.get(partition)
 
 
@@ -66,7 +66,7 @@ def acknowledged_before_outputs(patch: Patch) -> None:
             process = lawful_owner(self, work.owned.partition)
             if process is not None and process.engine is self:
                 process.world.committed[work.owned.partition] = work.records[-1].offset + 1
-        await self._send([output for work in works for output in work.outputs])
+        await self._sender.send([output for work in works for output in work.outputs])
         for work in works:
             self._put(work)
         return [record for work in works for record in work.records]
