@@ -11,6 +11,7 @@ from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.errors import EngineHalt, PartitionStopped
 from flowpilot.engine.owned import OwnedPartition, Watermark, unreadable
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
+from flowpilot.engine.trial import CRASHES
 from flowpilot.ports.log import Reader
 from flowpilot_schemas.ids import root_id
 from flowpilot_schemas.topics import HOUR, Topics
@@ -18,7 +19,8 @@ from flowpilot_schemas.topics import HOUR, Topics
 _CLAIMS = 100
 # What was in hand when the last process ended lies within a batch after the watermark.
 _TRIAL_REACH = 500
-_TRIALS_KEPT = 50
+# Each of a batch's records may end processes before anything of it is committed.
+_TRIALS_KEPT = CRASHES * _TRIAL_REACH
 
 log = structlog.get_logger()
 

@@ -14,28 +14,25 @@ from typing import Protocol
 
 import structlog
 
-from flowpilot.core.dead_letters import dead_letter, dead_letter_key
 from flowpilot.core.payloads import is_over
+from flowpilot.engine import trial
 from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.claim import EventsTopic, claim
-from flowpilot.engine.errors import DefinitionNeeded, EngineHalt, PartitionStopped
+from flowpilot.engine.errors import DefinitionNeeded, DefinitionsUnread, EngineHalt, PartitionStopped
 from flowpilot.engine.fold import Fold, Frame
 from flowpilot.engine.housekeeping import due_events, next_due, tombstones
 from flowpilot.engine.observed import Observed
-from flowpilot.engine.outputs import Output
+from flowpilot.engine.outputs import Output, Outputs
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition, Trial
-from flowpilot.engine.reading import is_folded
+from flowpilot.engine.sender import Sender
 from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
-from flowpilot.ports.log import Fetched, Producer, Reader, Record
+from flowpilot.engine.trial import Fate
+from flowpilot.ports.log import Fetched, Producer, Reader
 from flowpilot.ports.meter import OFF, Meter
-from flowpilot_schemas import messages as m
-from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import WorkflowDefinition
 
 _IDLE_CHECK_MS = 3_000
-# A record in hand at this many crashes is not taken in hand again.
-CRASHES = 3
 
 log = structlog.get_logger()
 
@@ -77,13 +74,13 @@ class Engine:
         meter: Meter = OFF,
     ) -> None:
         self._events = events
-        self._producer = producer
         self._reader = reader
         self._definitions = definitions
         self._clock = clock
         self._nonce = nonce
         self._observed = Observed(meter)
         self._changelog = Changelog(events.topics.changelog, producer, reader)
+        self._sender = Sender(events, producer)
         self._tables: dict[int, PartitionTable] = {}
         self._owned: dict[int, OwnedPartition] = {}
         self._decoded: dict[str, WorkflowDefinition] = {}
@@ -153,52 +150,50 @@ class Engine:
         return done + await self._process(together)
 
     async def _process_on_trial(self, owned: OwnedPartition, records: list[Fetched]) -> list[Fetched]:
-        """The first records after a claim: a record that ends the process every time has to become known.
-
-        What is in hand is written down first; what was in hand when a process ended is taken one by one.
-        """
+        """The first records after a claim (`flowpilot.engine.trial`)."""
         done: list[Fetched] = []
-        while records and self._owned.get(owned.partition) is owned:
-            crashes = [owned.watermark.crashes(record.offset) for record in records]
-            size = 1 if crashes[0] else next((place for place, count in enumerate(crashes) if count), len(records))
-            share, records = records[:size], records[size:]
-            given_up = crashes[0] >= CRASHES and not _is_half_done(owned, share[0])
-            if given_up:
-                await self._give_up_on(share[0])
-            else:
-                await self._write_trial(owned, Trial(share[0].offset, share[-1].offset))
-            done += await self._process([(owned, share)], skip=given_up)
+        for share in trial.shares(owned, records):
+            await self._write_trial(owned, Trial(share.records[0].offset, share.records[-1].offset))
+            fate = trial.fate(owned, share)
+            if fate is not Fate.FOLDED:
+                await self._tell_of_crashes(share.records[0])
+            try:
+                done += await self._process([(owned, share.records)], fate)
+            except DefinitionsUnread:
+                await self._write_trial(owned)  # the records did not end the process
+                raise
+            if self._owned.get(owned.partition) is not owned:
+                break
             if self._is_cut_short:
                 break  # owners that take it from each other before the batch's end would never come on
         return done
 
-    async def _write_trial(self, owned: OwnedPartition, trial: Trial) -> None:
-        """The batch's own watermark takes it back; if that is never written, the trial has ended the process."""
-        before = owned.watermark
-        owned.watermark = before._replace(trials=(*before.trials, trial))
-        await self._changelog.append([(owned, {WATERMARK_KEY: owned.watermark.entry(owned.epoch)})])
-        owned.watermark = before
+    async def _write_trial(self, owned: OwnedPartition, *trials: Trial) -> None:
+        """Records are in hand, or (none) not any more. The batch's own watermark says that, too."""
+        watermark = owned.watermark._replace(trials=(*owned.watermark.trials, *trials))
+        await self._changelog.append([(owned, {WATERMARK_KEY: watermark.entry(owned.epoch)})])
 
-    async def _give_up_on(self, record: Fetched) -> None:
-        detail = f"{CRASHES} processes ended while this record was in hand"
-        letter = encode_message(dead_letter(record, "engine_crash", detail, "engine"))
-        topic = self._events.topics.dead_letters
-        await self._send([Output(Record(topic, dead_letter_key(record), letter, record.partition))])
+    async def _tell_of_crashes(self, record: Fetched) -> None:
+        """Before it is passed over: whoever comes next may take for folded what was passed over."""
+        outputs = Outputs(self._events.topics)
+        detail = f"{trial.CRASHES} processes ended while this record was in hand"
+        outputs.dead_letter(record, "engine_crash", detail)
+        await self._sender.send(outputs.records)
 
     async def _process(
-        self, shares: Sequence[tuple[OwnedPartition, list[Fetched]]], *, skip: bool = False
+        self, shares: Sequence[tuple[OwnedPartition, list[Fetched]]], fate: Fate = Fate.FOLDED
     ) -> list[Fetched]:
-        works = [await self._fold(owned, [] if skip else records, records) for owned, records in shares]
-        works = [work for work in works if work.records]
+        works = [await self._fold(owned, records, fate) for owned, records in shares]
         await self._changelog.append([(work.owned, work.entries) for work in works])
-        await self._send([output for work in works for output in work.outputs])
+        works = [work for work in works if work.records]
+        await self._sender.send([output for work in works for output in work.outputs])
         for work in works:
             self._put(work)
             self._observed.batch(work.owned, work.records, work.overlay.changed.values(), self._clock())
         return [record for work in works for record in work.records]
 
-    async def _fold(self, owned: OwnedPartition, records: Sequence[Fetched], covered: list[Fetched]) -> _Work:
-        """Fold `records`; the watermark moves over `covered`. Without `records` those are passed over."""
+    async def _fold(self, owned: OwnedPartition, records: list[Fetched], fate: Fate) -> _Work:
+        """Fold `records`, or pass over them; of a partition that stops on the way, those before it does."""
         overlay = Overlay(owned.table, self._decoded)
         frame = Frame(
             owned.partition,
@@ -212,28 +207,32 @@ class Engine:
             lambda offset: owned.owing.get(offset, ()),
         )
         fold = Fold(frame)
-        for record in () if records else covered:
-            fold.pass_over(record)
         for position, record in enumerate(records):
             try:
-                await self._fold_one(fold, record)
+                if fate is Fate.FOLDED:
+                    await self._fold_one(fold, record)
+                else:
+                    fold.pass_over(record, unread=fate is Fate.LEFT_UNREAD)
             except PartitionStopped as stop:
                 self._stop(owned.partition, stop)
-                covered = covered[:position]
+                records = records[:position]
                 break
-        if not covered:
-            return _Work(owned, [], overlay, [], {})
         entries = {key: Entry(value, src, owned.epoch) for key, value, src in overlay.writes()}
-        reached = max(owned.watermark.offset, covered[-1].offset)
-        owned.watermark = owned.watermark._replace(offset=reached)
+        if records:
+            reached = max(owned.watermark.offset, records[-1].offset)
+            owned.watermark = owned.watermark._replace(offset=reached)
+        # Also if it stays where it was: no process has ended over what is in hand.
         entries[WATERMARK_KEY] = owned.watermark.entry(owned.epoch)
-        return _Work(owned, covered, overlay, fold.outputs.records, entries)
+        return _Work(owned, records, overlay, fold.outputs.records, entries)
 
     async def _fold_one(self, fold: Fold, record: Fetched) -> None:
         try:
             fold.record(record)
         except DefinitionNeeded as needed:
-            await self._definitions.refresh()  # if that fails, it is not the record's fault
+            try:
+                await self._definitions.refresh()
+            except Exception as error:
+                raise DefinitionsUnread(f"the definitions topic cannot be read ({error})") from error
             if self._definitions.get(needed.definition_hash) is None:
                 self._missing.add(needed.definition_hash)
             try:
@@ -252,37 +251,6 @@ class Engine:
         if found is None and definition_hash not in self._missing:
             raise DefinitionNeeded(definition_hash)
         return found
-
-    async def _send(self, outputs: Sequence[Output]) -> None:
-        """Send and await all (rule 5). What can never be delivered becomes an event, a dead letter, or a halt."""
-        deliveries = await self._producer.send([output.record for output in outputs])
-        failed = [
-            (output, delivery.error)
-            for output, delivery in zip(outputs, deliveries, strict=True)
-            if delivery.error is not None
-        ]
-        topics = self._events.topics
-        undelivered: list[Output] = []
-        for output, error in failed:
-            if output.task_id is not None:
-                undelivered.append(self._dispatch_failed(output.task_id, output.record, error))
-            elif output.record.topic in (topics.events, topics.history, topics.control, topics.dead_letters):
-                raise EngineHalt(f"{output.record.topic} refused a record: {error}; run `flowpilot setup`")
-            else:
-                log.warning("a reply could not be delivered", topic=output.record.topic, error=error)
-        if undelivered:
-            await self._send(undelivered)
-
-    def _dispatch_failed(self, task_id: str, record: Record, error: str) -> Output:
-        """An undeliverable step message fails its attempt, through the log like every other fact."""
-        failed = m.StepFailed(
-            task_id=task_id,
-            error=m.StepError(kind="dispatch_failed", message=f"{record.topic}: {error}", retryable=False),
-        )
-        execution = task_id.partition("/")[0]
-        key = execution.partition(".")[0].encode()
-        home = self._events.home(execution)
-        return Output(Record(self._events.topics.events, key, encode_message(failed), home))
 
     def _put(self, work: _Work) -> None:
         """Everything is acknowledged: the overlay becomes the table (rule 6)."""
@@ -308,7 +276,7 @@ class Engine:
         now = self._clock()
         events = [event for owned in self._owned.values() for event in due_events(owned, self._events, now)]
         if events:
-            await self._send([Output(event) for event in events])
+            await self._sender.send([Output(event) for event in events])
         removed = [(owned, tombstones(owned)) for owned in self._owned.values()]
         removed = [(owned, entries) for owned, entries in removed if entries]
         if removed:
@@ -328,8 +296,3 @@ class Engine:
     def live(self) -> Mapping[int, int]:
         """Entries in the table of each owned partition."""
         return {partition: len(owned.table) for partition, owned in self._owned.items()}
-
-
-def _is_half_done(owned: OwnedPartition, record: Fetched) -> bool:
-    """Whether the record's state has landed, though not its whole batch: then it is not what ended the process."""
-    return record.offset > owned.recovered_watermark and is_folded(owned.table, record)

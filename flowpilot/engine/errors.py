@@ -1,4 +1,4 @@
-"""How the engine stops. Both carry one sentence for whoever has to mend it."""
+"""How the engine stops. All carry one sentence for whoever has to mend it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from flowpilot.core.errors import FlowPilotError
 
 class EngineHalt(FlowPilotError):
     """A doubt about what was written or who owns a partition: the process ends at once, acknowledging nothing."""
+
+
+class DefinitionsUnread(EngineHalt):
+    """A record needs a definition, and their topic does not answer: the process ends, through no record's fault."""
 
 
 class PartitionStopped(FlowPilotError):

@@ -21,7 +21,7 @@ from flowpilot.engine.errors import PartitionStopped
 from flowpilot.engine.keys import output_key
 from flowpilot.engine.outputs import Outputs
 from flowpilot.engine.overlay import Overlay
-from flowpilot.engine.reading import Message, execution_of, read, read_or_none
+from flowpilot.engine.reading import Message, execution_of, is_undeliverable, read, read_or_none
 from flowpilot.engine.starting import Known, begin, holds
 from flowpilot.ports.log import Fetched
 from flowpilot_schemas import messages as m
@@ -83,8 +83,6 @@ class Fold:
         except BadRecord as bad:
             self.outputs.dead_letter(record, bad.reason, bad.detail)
             return
-        if isinstance(message, m.StepFailed) and message.error.kind == "dispatch_failed":
-            self.outputs.dead_letter(record, "dispatch_failed", message.error.message)
         match message:
             case m.Forget():
                 self._forget(record, message)
@@ -104,11 +102,14 @@ class Fold:
             if state is not None and record.offset <= state.src:
                 self._send_again(record, state)
 
-    def pass_over(self, record: Fetched) -> None:
+    def pass_over(self, record: Fetched, *, unread: bool = False) -> None:
         """Give the record up: from now on it has changed nothing. An earlier owner may have folded it and write
-        that late: it loses against what is put here. What was decided before this owner's claim is told."""
+        that late: it loses against what is put here. What was decided before this owner's claim is told.
+
+        `unread`: nobody has folded it, since reading it is enough to end a process.
+        """
         self.owed(record)
-        execution = execution_of(read_or_none(record))
+        execution = None if unread else execution_of(read_or_none(record))
         if execution is None:
             return
         state = self._overlay.state(execution)
@@ -148,6 +149,8 @@ class Fold:
         state = self._overlay.state(execution)
         if state is None and not self._is_home(record, execution):
             return
+        if is_undeliverable(message):
+            self.outputs.dead_letter(record, "dispatch_failed", message.error.message)
         if state is not None and record.offset <= state.src:
             if self._send_again(record, state):
                 return
@@ -300,6 +303,8 @@ class Fold:
     def _unknown(self, record: Fetched, execution: str, message: Message) -> None:
         if isinstance(message, m.TimerFired | m.StepHeartbeat | OfAFamily):
             return  # of an execution that was forgotten meanwhile
+        if is_undeliverable(message):
+            return  # it has its dead letter
         detail = f"no execution {execution} is known; it never was, or its window has passed"
         self.outputs.dead_letter(record, "unknown_execution", detail)
 

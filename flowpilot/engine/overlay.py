@@ -9,6 +9,7 @@ from typing import TypeVar
 from flowpilot.core.payloads import PayloadGone
 from flowpilot.core.state import Execution, decode_execution, encode_execution
 from flowpilot.engine.keys import definition_key, input_key, output_key, state_key
+from flowpilot.engine.owned import unreadable
 from flowpilot.engine.table import PartitionTable
 from flowpilot_schemas.definition import WorkflowDefinition
 
@@ -80,14 +81,17 @@ class Overlay:
         self._decoded[definition.hash] = definition
 
     def definition(self, definition_hash: str) -> WorkflowDefinition | None:
-        """The partition's own copy of a definition, if it has one."""
+        """The partition's own copy of a definition, if it has one. Raises `PartitionStopped` for another's."""
         if definition_hash in self._definitions:
             return self._definitions[definition_hash][0]
         stored = self._table.get(definition_key(definition_hash))
         if stored is None:
             return None
         if definition_hash not in self._decoded:
-            self._decoded[definition_hash] = WorkflowDefinition.model_validate_json(stored)
+            try:
+                self._decoded[definition_hash] = WorkflowDefinition.model_validate_json(stored)
+            except ValueError as error:
+                raise unreadable(self._table.partition, definition_key(definition_hash), error) from error
         return self._decoded[definition_hash]
 
     def input(self, execution: str, run: int) -> bytes:

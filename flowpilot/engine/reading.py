@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from flowpilot.core import decide
 from flowpilot.engine.keys import state_key
 from flowpilot.engine.table import PartitionTable
@@ -68,6 +70,11 @@ def execution_of(message: m.Event | None) -> str | None:
     if isinstance(message, _NAMES_ITS_EXECUTION):
         return message.execution
     return message.task_id.partition("/")[0]
+
+
+def is_undeliverable(message: Message) -> TypeGuard[m.StepFailed]:
+    """Whether it says that a step message could not be delivered: that is a dead letter, whatever else it does."""
+    return isinstance(message, m.StepFailed) and message.error.kind == "dispatch_failed"
 
 
 def is_folded(table: PartitionTable, record: Fetched) -> bool:

@@ -16,6 +16,7 @@ from flowpilot.engine.engine import Engine
 from flowpilot.engine.fold import Fold
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition
+from flowpilot.engine.sender import Sender
 from flowpilot.engine.table import PartitionTable, entry_of
 from flowpilot.ports.log import Fetched
 from tests.mutants.catalogue import Catalogue, Patch
@@ -104,7 +105,7 @@ def a_newer_owner_is_overwritten(patch: Patch) -> None:
 def crashes_are_not_counted(patch: Patch) -> None:
     """A record that ends every process that takes it is taken again, for ever."""
 
-    async def write_trial(self: Any, owned: OwnedPartition, trial: Any) -> None:
+    async def write_trial(self: Any, owned: OwnedPartition, *trials: Any) -> None:
         return
 
     patch.setattr(Engine, "_write_trial", write_trial)
@@ -157,4 +158,4 @@ def refused_outputs_are_forgotten(patch: Patch) -> None:
     async def send(self: Any, outputs: Any) -> None:
         await self._producer.send([output.record for output in outputs])
 
-    patch.setattr(Engine, "_send", send)
+    patch.setattr(Sender, "send", send)

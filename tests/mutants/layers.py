@@ -61,12 +61,12 @@ def integration(room: str, seconds: float) -> str | None:
 def storm(room: str, seconds: float) -> str | None:
     """Seeds of the storm, one after another."""
     from flowpilot.core import notices
-    from flowpilot.engine import engine as engines
+    from flowpilot.engine import trial
     from tests.property.storm import storm as blow
 
     with pytest.MonkeyPatch.context() as patch:
         # As in tests/property/test_protocol.py: no record is the reason of the storm's crashes.
-        patch.setattr(engines, "CRASHES", 10**9)
+        patch.setattr(trial, "CRASHES", 10**9)
         patch.setattr(notices, "SHORTEST_FAMILY_MS", 0)
         return _seeds(seconds, lambda seed: next((f"{_named(found)}: {found}" for found in blow(seed)), None))
 

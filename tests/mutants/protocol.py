@@ -20,6 +20,7 @@ from flowpilot.engine.fold import Fold
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition
 from flowpilot.engine.table import PartitionTable, entry_of
+from flowpilot.engine.trial import Fate
 from flowpilot.ports.log import Fetched
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.ids import retry_id
@@ -35,10 +36,10 @@ Shares = Sequence[tuple[OwnedPartition, list[Fetched]]]
 def outputs_before_state(patch: Patch) -> None:
     """What a batch has to say is sent before its states are in the changelog."""
 
-    async def process(self: Any, shares: Shares, *, skip: bool = False) -> list[Fetched]:
-        works = [await self._fold(owned, [] if skip else records, records) for owned, records in shares]
+    async def process(self: Any, shares: Shares, fate: Fate = Fate.FOLDED) -> list[Fetched]:
+        works = [await self._fold(owned, records, fate) for owned, records in shares]
         works = [work for work in works if work.records]
-        await self._send([output for work in works for output in work.outputs])
+        await self._sender.send([output for work in works for output in work.outputs])
         await self._changelog.append([(work.owned, work.entries) for work in works])
         for work in works:
             self._put(work)
@@ -49,7 +50,7 @@ def outputs_before_state(patch: Patch) -> None:
 
 def lawful_owner(engine: Any, partition: int) -> Any:
     """Who commits for the partition, in the world of the storm; None in others, whose commits no engine sees."""
-    world = getattr(engine._producer, "_world", None)
+    world = getattr(engine._sender._producer, "_world", None)
     return None if world is None else world.lawful.get(partition)
 
 
@@ -57,15 +58,15 @@ def lawful_owner(engine: Any, partition: int) -> Any:
 def acknowledged_before_outputs(patch: Patch) -> None:
     """What is finished is told before the outputs are sent: a commit may overtake them."""
 
-    async def process(self: Any, shares: Shares, *, skip: bool = False) -> list[Fetched]:
-        works = [await self._fold(owned, [] if skip else records, records) for owned, records in shares]
+    async def process(self: Any, shares: Shares, fate: Fate = Fate.FOLDED) -> list[Fetched]:
+        works = [await self._fold(owned, records, fate) for owned, records in shares]
         works = [work for work in works if work.records]
         await self._changelog.append([(work.owned, work.entries) for work in works])
         for work in works:
             process = lawful_owner(self, work.owned.partition)
             if process is not None and process.engine is self:
                 process.world.committed[work.owned.partition] = work.records[-1].offset + 1
-        await self._send([output for work in works for output in work.outputs])
+        await self._sender.send([output for work in works for output in work.outputs])
         for work in works:
             self._put(work)
         return [record for work in works for record in work.records]

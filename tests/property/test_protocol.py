@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from flowpilot.core import notices
-from flowpilot.engine import engine as engines
+from flowpilot.engine import trial
 from flowpilot.engine.table import entry_of
 from tests.mutants.catalogue import Mutant
 from tests.mutants.protocol import planted
@@ -18,13 +18,13 @@ from tests.unit.engine_world import T, quiet  # noqa: F401
 
 SEEDS = 300
 _AT_ONCE = 20
-_MUTANT_SEEDS = 250
+_MUTANT_SEEDS = 400
 
 
 @pytest.fixture(autouse=True)
 def no_record_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The storm crashes more often than three times: here no record is the reason."""
-    monkeypatch.setattr(engines, "CRASHES", 10**9)
+    monkeypatch.setattr(trial, "CRASHES", 10**9)
     monkeypatch.setattr(notices, "SHORTEST_FAMILY_MS", 0)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from flowpilot.core import notices
-from flowpilot.engine import changelog, claim
+from flowpilot.engine import changelog, claim, trial
 from flowpilot.engine import engine as engines
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import decode_object
@@ -29,7 +29,7 @@ class Traffic(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         # Here processes end more often than three times, and families are short.
-        self.patch.setattr(engines, "CRASHES", 10**9)
+        self.patch.setattr(trial, "CRASHES", 10**9)
         self.patch.setattr(engines, "log", _Silent())
         self.patch.setattr(claim, "log", _Silent())
         self.patch.setattr(changelog, "log", _Silent())

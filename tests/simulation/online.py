@@ -61,6 +61,8 @@ class Online:
         self.buried: set[tuple[str, int, int]] = set()
         self.given_up: dict[tuple[int, int], bytes | None] = {}
         """Events (partition, offset) that no engine folded, since three processes ended over them; their keys."""
+        self._reached: dict[tuple[Process, int], int] = {}
+        """What each engine has folded of each partition, as it says itself."""
         self._step_commits: dict[TopicPartition, int] = {}
         self._decoded: dict[tuple[int, bytes], tuple[bytes, Execution]] = {}
 
@@ -72,6 +74,8 @@ class Online:
         self.landed_count += 1
         if topic == topics.changelog:
             self._state(record)
+            if record.key == WATERMARK_KEY:
+                self._reached[sender, record.partition] = entry_of(record).src
             return
         self.first.setdefault((topic, record.key, record.value), self.landed_count)
         if topic == topics.events:
@@ -81,7 +85,7 @@ class Online:
         elif topic.startswith(topics.steps("")):
             self._step(record, sender)
         elif topic == topics.dead_letters:
-            self._dead_letter(record)
+            self._dead_letter(record, sender)
         elif topic == topics.control:
             value = orjson.loads(record.value or b"{}")
             self.over.add(value.get("task_id") or (value.get("execution"), value.get("run")))
@@ -159,15 +163,15 @@ class Online:
             return True
         return state.steps[definition.index[task.step]].attempt >= task.attempt
 
-    def _dead_letter(self, record: Fetched) -> None:
+    def _dead_letter(self, record: Fetched, sender: Process) -> None:
         value = orjson.loads(record.value or b"{}")
         place = (value["topic"], value["partition"], value["offset"])
         self.buried.add(place)
-        if value["reason"] == "engine_crash":
-            # What was folded before (its reading again ended the processes) is in the state, letter or not.
-            folded = self.durable.get((value["partition"], WATERMARK_KEY), (-1, 0, None))[0]
-            if folded < value["offset"]:
-                self.given_up[value["partition"], value["offset"]] = record.key
+        # What was folded before (its reading again ended the processes) is in the state, letter or not. An earlier
+        # owner's late watermark is no sign of it: only that of whoever gives the record up.
+        reached = self._reached.get((sender, value["partition"]), -1)
+        if value["reason"] == "engine_crash" and reached < value["offset"]:
+            self.given_up[value["partition"], value["offset"]] = record.key
         if value["source"] == "router":
             self.fates.add(("dead", value.get("workflow") or "", *place))
 

@@ -18,7 +18,7 @@ from unittest import mock
 import structlog
 
 from flowpilot.client import replies
-from flowpilot.engine import engine as engines
+from flowpilot.engine import trial
 from flowpilot.worker import control, intake
 from flowpilot.worker import watch as worker_watch
 from flowpilot.worker.attempt import Attempt
@@ -46,7 +46,7 @@ def simulated(loop: Loop, plan: Plan, ended: Any) -> Iterator[None]:
         (uuid, "uuid4", lambda: uuid.UUID(int=chance.getrandbits(128), version=4)),
         (execution, "end_process", end_process),
         (watch, "end_process", end_process),
-        (engines, "CRASHES", plan.crashes),
+        (trial, "CRASHES", plan.crashes),
         (watch, "PULSE_SECONDS", plan.session / 8),
         (intake, "_POLL", 0.25),
         (worker_watch, "_TICK", 0.2),

@@ -57,13 +57,13 @@ def open_executions(world: World) -> list[str]:
     """Those that are not over."""
     found = []
     # Of whose events one was given up: its next time-out may be an hour away.
-    excused = set(world.online.given_up.values())
+    excused = {root_id((key or b"").decode()) for key in world.online.given_up.values()}
     for partition, key in list(world.online.durable):
         if key == WATERMARK_KEY or not is_state(key):
             continue
         state = world.online.state(partition, key.decode())
         if state is not None and state.status not in TERMINAL_EXECUTION and not state.forgotten:
-            if root_id(state.id).encode() in excused:
+            if root_id(state.id) in excused:
                 continue
             steps = [(step.status.value, step.attempt, step.due) for step in state.steps]
             found.append(f"{state.id}/{state.run} of {state.workflow} is {state.status}: {steps}")

@@ -10,6 +10,7 @@ from flowpilot.engine.claim import EventsTopic
 from flowpilot.engine.engine import DefinitionSource, Engine
 from flowpilot.engine.keys import is_state
 from flowpilot.engine.table import WATERMARK_KEY, PartitionTable
+from flowpilot.engine.trial import Fate
 from flowpilot.ports.log import Delivery, Fetched, Record
 from tests.simulation.broker import Broker
 
@@ -69,7 +70,7 @@ class Reference:
             self._now = []
             given_up = (record.partition, record.offset) in left_out
             shares = [(self.engine._owned[record.partition], [record])]
-            finish(self.engine._process(shares, skip=given_up))
+            finish(self.engine._process(shares, Fate.GIVEN_UP if given_up else Fate.FOLDED))
             self.outputs[record.partition, record.offset] = self._now
 
     def home(self, execution: str) -> int:

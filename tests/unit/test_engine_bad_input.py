@@ -200,6 +200,21 @@ def test_a_step_that_cannot_be_delivered_fails_its_attempt_through_the_log() -> 
     assert {reason for reason, _ in world.dead_letters()} == {"dispatch_failed"}
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_an_undeliverable_step_of_nobody_is_one_dead_letter(wrong: bool) -> None:
+    """Also if it comes to another partition first, which sends it on."""
+    world = World(partitions=2)
+    execution = starting(BRIEF, "nobody").execution
+    error = m.StepError(kind="dispatch_failed", message="no such topic")
+    home = world.home(execution)
+    partition = 1 - home if wrong else home
+    world.event(m.StepFailed(task_id=f"{execution}/0/only/1", error=error), execution, partition)
+    owner = world.owner(0, 1)
+    while drain(owner):
+        pass
+    assert world.dead_letters() == [("dispatch_failed", 0)]
+
+
 def test_a_step_message_beyond_the_topic_s_limit_fails_its_attempt() -> None:
     world = World()
     world.log.delete_topic(T.steps("q"))

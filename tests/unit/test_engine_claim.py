@@ -8,7 +8,7 @@ import pytest
 
 from flowpilot.core.state import decode_execution
 from flowpilot.engine.errors import EngineHalt
-from flowpilot.engine.keys import state_key
+from flowpilot.engine.keys import definition_key, state_key
 from flowpilot.engine.owned import Watermark
 from flowpilot.engine.table import HEADER_SRC, WATERMARK_KEY, entry_of, headers_of
 from flowpilot.ports.log import Record
@@ -361,3 +361,17 @@ def test_a_changelog_record_with_broken_headers_is_nobodys() -> None:
     world.owner()
     winner = world.log.records(T.changelog)[-1]
     assert (winner.key, decode_execution(winner.value or b"").id) == (state_key(execution), execution)
+
+
+def test_a_definition_that_no_engine_wrote_stops_its_partition_when_it_is_needed() -> None:
+    """Not its executions one by one, each record after three crashes."""
+    world = World()
+    execution = world.start(CHAIN, "k")
+    drain(world.owner())
+    world.land(changelog(definition_key(CHAIN.hash), b"{", 99, 99))
+    world.event(completed(world.tasks()[0]), execution)
+    owner = world.owner()
+    drain(owner)
+    assert "restore" in owner.engine.stopped[0]
+    assert world.dead_letters() == []
+    assert world.committed == {0: 1}

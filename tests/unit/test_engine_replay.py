@@ -9,6 +9,7 @@ import pytest
 from flowpilot.core import decide
 from flowpilot.core import events as e
 from flowpilot.engine import fold
+from flowpilot.engine.errors import DefinitionsUnread
 from flowpilot.engine.keys import input_key, output_key, state_key
 from flowpilot.engine.table import WATERMARK_KEY
 from flowpilot.ports.log import LogUnavailable
@@ -305,7 +306,7 @@ def test_a_log_that_does_not_answer_is_no_defect_of_the_record() -> None:
         raise LogUnavailable("gone for a while")
 
     world.definitions.refresh = refresh  # type: ignore[method-assign]
-    with pytest.raises(LogUnavailable):
+    with pytest.raises(DefinitionsUnread, match="gone for a while"):
         owner.process(owner.fetch(9)).to_end()
     assert world.dead_letters() == []
     assert all(record.key == WATERMARK_KEY for record in world.log.records(T.changelog))

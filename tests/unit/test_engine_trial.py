@@ -7,11 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from flowpilot.core.state import decode_execution
-from flowpilot.engine import engine as engines
+from flowpilot.engine import fold as folds
+from flowpilot.engine import reading, trial
+from flowpilot.engine.errors import DefinitionsUnread
 from flowpilot.engine.fold import Fold
 from flowpilot.engine.owned import Watermark
 from flowpilot.engine.table import WATERMARK_KEY
-from flowpilot.ports.log import Fetched
+from flowpilot.ports.log import Fetched, LogUnavailable, Record
+from flowpilot_schemas import messages as m
 from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, answer_all, drain, quiet  # noqa: F401
 
 
@@ -63,7 +66,7 @@ def test_what_is_in_the_state_already_is_not_given_up() -> None:
     """Three processes ended right after its state had landed: its fold ends nobody, and its outputs are owed."""
     world = World()
     execution = world.start(BRIEF, "k")
-    for _ in range(engines.CRASHES):
+    for _ in range(trial.CRASHES):
         owner = world.owner()
         call = owner.process(owner.fetch(10))
         call.before(lambda record: record.key == WATERMARK_KEY and Watermark.of(record.value).offset == 0)
@@ -211,3 +214,119 @@ def test_an_owner_that_is_asked_for_the_partition_leaves_what_it_takes_one_by_on
     heir = world.owner()
     assert heir.positions == {0: 3}
     assert [record.offset for record in heir.process(heir.fetch(8)).to_end()] == [3, 4, 5, 6, 7]
+
+
+def test_a_record_that_stops_its_partition_is_not_given_up() -> None:
+    """However often it is read: an engine that knows those rules takes it up."""
+    world = World()
+    world.start(BRIEF, "before")
+    world.start(BRIEF, "later", rules=m.RULES + 1)
+    for _ in range(3 * trial.CRASHES):
+        owner = world.owner()
+        drain(owner)
+        assert owner.engine.stopped
+        assert owner.engine.table(0).get(WATERMARK_KEY) is not None
+        owner.crash()
+    assert world.dead_letters() == []
+    assert world.committed == {0: 1}
+
+
+def test_definitions_that_cannot_be_read_are_no_record_s_fault() -> None:
+    world = World(definitions=())
+    execution = world.start(BRIEF, "k")
+    whole = world.definitions.refresh
+
+    async def refresh() -> None:
+        raise LogUnavailable("no leader")
+
+    world.definitions.refresh = refresh  # type: ignore[method-assign]
+    for _ in range(2 * trial.CRASHES):
+        owner = world.owner()
+        with pytest.raises(DefinitionsUnread):
+            drain(owner)
+        owner.crash()
+    world.definitions.refresh = whole  # type: ignore[method-assign]
+    world.definitions.by_hash[BRIEF.hash] = BRIEF
+    drain(world.owner())
+    assert world.dead_letters() == []
+    assert world.history(execution) == ["ExecutionStarted", "StepReady"]
+
+
+def test_a_record_that_ends_whoever_reads_it_is_given_up_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Giving it up would like to know which execution it concerns."""
+    world = World()
+    first = world.start(BRIEF, "first")
+    world.raw(b"{}")
+    last = world.start(BRIEF, "last")
+    whole = reading.read
+
+    def read(record: Fetched) -> m.Event:
+        if record.offset == 1:
+            raise Killed
+        return whole(record)
+
+    monkeypatch.setattr(reading, "read", read)
+    monkeypatch.setattr(folds, "read", read)
+    assert crashes_until_done(world, 9) == 2 * trial.CRASHES
+    assert world.dead_letters() == [("engine_crash", 1)]
+    for execution in (first, last):
+        assert world.history(execution) == ["ExecutionStarted", "StepReady"]
+
+
+def test_what_is_half_done_and_cannot_be_read_again_is_told(kills: set[int]) -> None:
+    """Its state has landed, not its batch's watermark; then each process ends over it."""
+    world = World()
+    execution = world.start(BRIEF, "k")
+    owner = world.owner()
+    owner.process(owner.fetch(9)).before(_ends_a_batch)
+    owner.crash()
+    kills.add(0)
+    crashes_until_done(world, 9)
+    assert world.history(execution) == ["ExecutionStarted", "StepReady"]
+    assert world.dead_letters() == [("engine_crash", 0)]
+
+
+def _ends_a_batch(record: Record) -> bool:
+    return record.key == WATERMARK_KEY and Watermark.of(record.value).offset == 0
+
+
+def test_as_many_of_them_as_a_batch_holds(kills: set[int]) -> None:
+    """Nothing of them is committed before the last is given up: what is known of the first has to last."""
+    world = World()
+    for number in range(60):
+        world.start(BRIEF, str(number))
+    kills |= set(range(60))
+    crashes_until_done(world, 3 * 60)
+    assert world.dead_letters()[-60:] == [("engine_crash", offset) for offset in range(60)]
+
+
+def test_an_innocent_neighbour_is_never_given_up(kills: set[int]) -> None:
+    """Each batch in which it lay with the deadly one counts against it once; after that it is alone in hand."""
+    world = World()
+    executions = [world.start(BRIEF, str(number)) for number in range(9)]
+    kills |= {0, 4, 8}
+    crashes_until_done(world, 30, lambda owner: drain(owner, 3))
+    assert {offset for _, offset in world.dead_letters()} == {0, 4, 8}
+    for number in (1, 2, 3, 5, 6, 7):
+        assert world.history(executions[number]) == ["ExecutionStarted", "StepReady"]
+
+
+def test_cut_short_it_hands_over_a_beginning_of_each_partition_and_takes_the_next_batch_whole(
+    kills: set[int],
+) -> None:
+    world = World(partitions=2)
+    for number in range(16):
+        world.start(BRIEF, str(number))
+    kills.add(3)
+    with pytest.raises(Killed):
+        drain(slain := world.owner(0, 1))  # over the batch of partition 0
+    slain.crash()
+    kills.clear()
+    owner = world.owner(0, 1)
+    call = owner.process(batch := owner.fetch(4))
+    call.before(lambda record: record.topic == T.history)
+    owner.engine.cut_short()
+    assert call.to_end() == [record for record in batch if record.partition == 1 or record.offset == 0]
+    owner.positions[0] = 1
+    batch = owner.fetch(4)
+    assert owner.process(batch).to_end() == batch
