@@ -1,4 +1,4 @@
-"""The simulation finds deliberate defects of every role, each within a few seeds; `make mutants` has more."""
+"""The simulation finds deliberate defects of every role, each within some seeds; `make mutants` has more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.mutants.all import MUTANTS
 from tests.simulation.simulate import run
 
-_SEEDS = 50
+_SEEDS = 200
 _OF_EVERY_ROLE = (
     "offset_before_state",
     "outputs_before_state",
