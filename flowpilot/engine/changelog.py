@@ -75,7 +75,7 @@ class Changelog:
 
     def _records(self, partition: int, entries: Entries) -> list[Record]:
         return [
-            Record(self.topic, key, entry.value, partition, headers_of(entry.src, entry.epoch))
+            Record(self.topic, key, entry.value, partition, headers_of(entry.src, entry.epoch, bars=entry.bars))
             for key, entry in entries.items()
         ]
 

@@ -10,7 +10,7 @@ from flowpilot.core.murmur2 import partition_of
 from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.errors import EngineHalt, PartitionStopped
 from flowpilot.engine.owned import OwnedPartition, Watermark, unreadable
-from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
+from flowpilot.engine.table import WATERMARK_KEY, PartitionTable
 from flowpilot.engine.trial import CRASHES
 from flowpilot.ports.log import Reader
 from flowpilot_schemas.ids import root_id
@@ -106,7 +106,7 @@ async def _append_claim(table: PartitionTable, changelog: Changelog, topic_id: s
 
 async def _repair(table: PartitionTable, changelog: Changelog, epoch: int) -> None:
     """Write again each winner that is not its key's last record."""
-    again = {key: Entry(entry.value, entry.src, epoch) for key, entry in table.overtaken()}
+    again = {key: entry._replace(epoch=epoch) for key, entry in table.overtaken()}
     if again:
         log.warning("late records in the changelog; repairing", partition=table.partition, keys=len(again))
         expected = table.next_changelog_offset

@@ -217,12 +217,13 @@ class Engine:
                 self._stop(owned.partition, stop)
                 records = records[:position]
                 break
-        entries = {key: Entry(value, src, owned.epoch) for key, value, src in overlay.writes()}
+        entries = {key: Entry(value, src, owned.epoch, bars) for key, value, src, bars in overlay.writes()}
         if records:
             reached = max(owned.watermark.offset, records[-1].offset)
             owned.watermark = owned.watermark._replace(offset=reached)
-        # Also if it stays where it was: no process has ended over what is in hand.
-        entries[WATERMARK_KEY] = owned.watermark.entry(owned.epoch)
+        # Also if it stays where it was: no process has ended over what is in hand. Where a record was given up, an
+        # earlier owner's watermark may be further, over what that one has folded and this one does not.
+        entries[WATERMARK_KEY] = owned.watermark.entry(owned.epoch)._replace(bars=fate is Fate.GIVEN_UP)
         return _Work(owned, records, overlay, fold.outputs.records, entries)
 
     async def _fold_one(self, fold: Fold, record: Fetched) -> None:

@@ -103,20 +103,15 @@ class Fold:
                 self._send_again(record, state)
 
     def pass_over(self, record: Fetched, *, unread: bool = False) -> None:
-        """Give the record up: from now on it has changed nothing. An earlier owner may have folded it and write
-        that late: it loses against what is put here. What was decided before this owner's claim is told.
+        """Give the record up: from now on it has changed nothing. What was decided before this claim is told.
 
+        An earlier owner may have folded it, and more, and write that late: it loses against what is put here.
         `unread`: nobody has folded it, since reading it is enough to end a process.
         """
         self.owed(record)
         execution = None if unread else execution_of(read_or_none(record))
-        if execution is None:
-            return
-        state = self._overlay.state(execution)
-        if state is None:
+        if execution is not None:
             self._overlay.bar(execution, record.offset)
-        elif state.src < record.offset:
-            self._overlay.put(state._replace(src=record.offset))
 
     def fault(self, record: Fetched, detail: str) -> None:
         """The fold of `record` met a defect: a dead letter, and the execution stands still.

@@ -15,7 +15,7 @@ from flowpilot_schemas.definition import WorkflowDefinition
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
-Write = tuple[bytes, bytes | None, int]  # key, value, src
+Write = tuple[bytes, bytes | None, int, bool]  # as of an `Entry`: key, value, src, bars
 
 
 class Overlay:
@@ -27,7 +27,7 @@ class Overlay:
         self._read: dict[str, Execution | None] = {}
         self._payloads: dict[bytes, tuple[bytes, int]] = {}
         self._definitions: dict[str, tuple[WorkflowDefinition, int]] = {}
-        self._barred: dict[str, int] = {}
+        self._barring: dict[str, int] = {}
         self._undo: list[Callable[[], object]] = []
         self.changed: dict[str, Execution] = {}
         # Runs whose key another run has taken: nobody will ask for their inputs and outputs again.
@@ -68,8 +68,12 @@ class Overlay:
         self._set(self.changed, state.id, state)
 
     def bar(self, execution: str, src: int) -> None:
-        """Write that there is no state of the execution: none of `src` or before may turn up."""
-        self._set(self._barred, execution, src)
+        """The record at `src` is given up: whoever has folded it may have no say on the execution any more."""
+        state = self.state(execution)
+        if state is not None and state.src < src:
+            self.put(state._replace(src=src))
+        if state is None or state.src < src:
+            self._set(self._barring, execution, src)
 
     def put_payload(self, key: bytes, value: bytes, src: int) -> None:
         """Store an input or output."""
@@ -113,10 +117,11 @@ class Overlay:
     def writes(self) -> Iterable[Write]:
         """The changelog records of the batch but the watermark: payloads before the states that name them."""
         for definition, src in self._definitions.values():
-            yield definition_key(definition.hash), definition.model_dump_json().encode(), src
+            yield definition_key(definition.hash), definition.model_dump_json().encode(), src, False
         for key, (value, src) in self._payloads.items():
-            yield key, value, src
-        for execution, src in self._barred.items():
-            yield state_key(execution), None, src
+            yield key, value, src, False
+        for execution, src in self._barring.items():
+            if execution not in self.changed:
+                yield state_key(execution), None, src, True
         for state in self.changed.values():
-            yield state_key(state.id), encode_execution(state), state.src
+            yield state_key(state.id), encode_execution(state), state.src, state.id in self._barring

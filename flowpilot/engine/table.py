@@ -2,7 +2,8 @@
 
 Every changelog record carries (`src`, epoch): the offset of the event it was folded from, and the claim under
 which it was written. A writer that was replaced may append late, so the last record of a key is not always the
-right one: the highest (`src`, epoch) is, and among equals the later (design, section 6, rule 1).
+right one: the highest (`src`, epoch) is, and among equals the later (design, section 6, rule 1). Only where a
+record was given up there is another rule: what its owner put there bars what earlier claims write, however high.
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ from flowpilot.ports.log import Fetched, Headers
 WATERMARK_KEY = b"wm"
 HEADER_SRC = "fp-src"
 HEADER_EPOCH = "fp-epoch"
+HEADER_BARS = "fp-bars"
 
 
 class Entry(NamedTuple):
-    """What a key holds: `value` None is a tombstone, kept only until recovery is over."""
+    """What a key holds: `value` None is a tombstone, kept only until recovery is over.
+
+    `bars`: no record of an earlier claim wins over it, whose owner may have folded what this one's gave up.
+    """
 
     value: bytes | None
     src: int
     epoch: int
+    bars: bool = False
 
 
 class PartitionTable:
@@ -37,6 +43,7 @@ class PartitionTable:
         self.passed_over = False
         self._entries: dict[bytes, Entry] = {}
         self._overtaken: set[bytes] = set()
+        self._barring: dict[bytes, Entry] = {}  # the last of each key; few, and kept while the table is
         # The claim under which tombstones were last forgotten: what is older and not known was removed by it.
         self._settled_epoch = -1
 
@@ -57,14 +64,25 @@ class PartitionTable:
             self.claimed_at = record.timestamp
         self.highest_epoch = max(self.highest_epoch, entry.epoch)
         known = self._entries.get(record.key)
-        if known is None and entry.value is not None and self._was_removed(entry):
+        barring = self._barring.get(record.key)
+        if barring is not None and entry.epoch < barring.epoch:
+            self._entries.setdefault(record.key, Entry(None, barring.src, barring.epoch, bars=True))
+            self._overtaken.add(record.key)
+        elif known is None and entry.value is not None and self._was_removed(entry):
             self._entries[record.key] = Entry(None, entry.src, entry.epoch)
             self._overtaken.add(record.key)
-        elif known is None or (entry.src, entry.epoch) >= (known.src, known.epoch):
+        elif known is None or _wins(entry, known):
             self._entries[record.key] = entry
             self._overtaken.discard(record.key)
         else:
             self._overtaken.add(record.key)
+        if entry.bars:
+            self._bar(record.key, entry)
+
+    def _bar(self, key: bytes, entry: Entry) -> None:
+        barring = self._barring.get(key)
+        if barring is None or entry.epoch >= barring.epoch:
+            self._barring[key] = entry._replace(value=None)
 
     def _was_removed(self, entry: Entry) -> bool:
         """Whether an unknown key's record is a late one of before the claim under which its key was removed."""
@@ -93,6 +111,8 @@ class PartitionTable:
 
     def put(self, key: bytes, entry: Entry) -> None:
         """What was acknowledged by the changelog becomes visible; a tombstone removes."""
+        if entry.bars:
+            self._bar(key, entry)
         if entry.value is None:
             self._entries.pop(key, None)
         else:
@@ -104,20 +124,30 @@ class PartitionTable:
         return iter(self._entries.items())
 
 
-def headers_of(src: int, epoch: int) -> Headers:
+def _wins(entry: Entry, known: Entry) -> bool:
+    if entry.bars and known.epoch < entry.epoch:
+        return True
+    return (entry.src, entry.epoch) >= (known.src, known.epoch)
+
+
+def headers_of(src: int, epoch: int, *, bars: bool = False) -> Headers:
     """The headers of a changelog record."""
-    return ((HEADER_SRC, b"%d" % src), (HEADER_EPOCH, b"%d" % epoch))
+    headers: Headers = ((HEADER_SRC, b"%d" % src), (HEADER_EPOCH, b"%d" % epoch))
+    return (*headers, (HEADER_BARS, b"1")) if bars else headers
 
 
 def entry_of(record: Fetched) -> Entry:
     """The entry in a changelog record. Without its headers it is nobody's: it loses against any other."""
     src = epoch = -1
+    bars = False
     try:
         for name, value in record.headers:
             if name == HEADER_SRC:
                 src = int(value)
             elif name == HEADER_EPOCH:
                 epoch = int(value)
+            elif name == HEADER_BARS:
+                bars = True
     except ValueError:  # headers of somebody else's
         return Entry(record.value, -1, -1)
-    return Entry(record.value, src, epoch)
+    return Entry(record.value, src, epoch, bars)

@@ -49,7 +49,7 @@ def event(data: bytes) -> None:
     first = _Folded(table, base.owing, records, recovered=start.end - 1)
     for output in first.outputs:
         _readable(output)
-    for key, value, src in first.overlay.writes():
+    for key, value, src, _ in first.overlay.writes():
         table.put(key, Entry(value, src, _EPOCH))
     if any(b"forget" in (record.value or b"") for record in records):
         owing = _owned(table).owing

@@ -18,6 +18,7 @@ from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.owned import OwnedPartition
 from flowpilot.engine.sender import Sender
 from flowpilot.engine.table import PartitionTable, entry_of
+from flowpilot.engine.trial import Fate
 from flowpilot.ports.log import Fetched
 from tests.mutants.catalogue import Catalogue, Patch
 from tests.mutants.protocol import lawful_owner
@@ -31,12 +32,12 @@ def acknowledged_before_state(patch: Patch) -> None:
     """A batch counts as finished before anything of it is in the changelog: a commit may overtake its states."""
     whole = Engine._process
 
-    async def process(self: Any, shares: Shares, *, skip: bool = False) -> list[Fetched]:
+    async def process(self: Any, shares: Shares, fate: Fate = Fate.FOLDED) -> list[Fetched]:
         for owned, records in shares:
             process = lawful_owner(self, owned.partition)
             if process is not None and process.engine is self:
                 process.world.committed[owned.partition] = records[-1].offset + 1
-        return await whole(self, shares, skip=skip)
+        return await whole(self, shares, fate)
 
     patch.setattr(Engine, "_process", process)
 
@@ -50,7 +51,7 @@ def finished_state_dropped_at_once(patch: Patch) -> None:
         yield from whole(self)
         for state in self.changed.values():
             if state.status in TERMINAL_EXECUTION:
-                yield state.id.encode(), None, state.src
+                yield state.id.encode(), None, state.src, False
 
     patch.setattr(Overlay, "writes", writes)
 
@@ -109,6 +110,12 @@ def crashes_are_not_counted(patch: Patch) -> None:
         return
 
     patch.setattr(Engine, "_write_trial", write_trial)
+
+
+@planted("S6", "unit")
+def what_was_given_up_bars_nothing(patch: Patch) -> None:
+    """A record that was given up comes back with what an earlier owner writes late, if that one was further."""
+    patch.setattr(PartitionTable, "_bar", lambda self, key, entry: None)
 
 
 @planted("L1", "unit", "simulation")

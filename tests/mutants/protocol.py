@@ -152,7 +152,7 @@ def tombstones_at_once(patch: Patch) -> None:
         yield from whole(self)
         for state in self.changed.values():
             if state.forgotten:
-                yield state.id.encode(), None, state.src
+                yield state.id.encode(), None, state.src, False
 
     patch.setattr(Overlay, "writes", writes)
 

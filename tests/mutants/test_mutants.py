@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from dataclasses import replace
 from typing import Any
@@ -22,10 +23,40 @@ def test_each_defect_changes_something_and_says_what_it_breaks(mutant: Mutant) -
     try:
         mutant.plant(patch)
         assert patch._setattr
+        replaced = [(name, whole, getattr(target, name)) for target, name, whole in patch._setattr]
     finally:
         patch.undo()
+    for name, whole, planted in replaced:
+        assert takes_the_same(whole, planted), f"{name} would be found by its TypeError"
     assert mutant.sentence.endswith(".")
     assert mutant.breaks in {*(f"S{n}" for n in range(1, 12)), "R1", "R2", "L1"}
+
+
+def takes_the_same(whole: Any, planted: Any) -> bool:
+    """Whether `planted` can be called in every way in which `whole` can, as far as their parameters tell."""
+    if not (inspect.isfunction(whole) and inspect.isfunction(planted)):
+        return True
+    parameters = inspect.signature(whole).parameters.values()
+    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    by_name = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    try:
+        for only_needed in (False, True):
+            inspect.signature(planted).bind(
+                *(p for p in by_place if not only_needed or p.default is p.empty),
+                **{p.name: p for p in by_name if not only_needed or p.default is p.empty},
+            )
+    except TypeError:
+        return False
+    return True
+
+
+def test_a_planted_function_that_cannot_be_called_is_told() -> None:
+    def whole(self: Any, records: Any, fate: Any = None) -> None: ...
+
+    assert takes_the_same(whole, lambda self, records, fate=0: None)
+    assert takes_the_same(whole, lambda self, *given: None)
+    assert not takes_the_same(whole, lambda self, records: None)
+    assert not takes_the_same(whole, lambda self, records, *, skip=False: None)
 
 
 def test_every_defect_has_a_layer_that_must_find_it_and_is_run() -> None:
