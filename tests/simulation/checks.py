@@ -261,6 +261,8 @@ def r2_outputs_before_the_commit(e: Evidence) -> Iterator[str]:
     """Below the committed offset all outputs were acknowledged."""
     said: dict[int, list[tuple[int, tuple[Any, ...]]]] = {}
     for (partition, offset), outputs in e.reference.outputs.items():
+        if (partition, offset) in e.online.crashed:
+            outputs = [output for output in outputs if output[0] != e.topics.dead_letters]
         said.setdefault(partition, []).extend((offset, output) for output in outputs)
     done: dict[int, int] = {}
     for partition, end, landed in e.online.commits:

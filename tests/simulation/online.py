@@ -59,8 +59,12 @@ class Online:
         self.answered: set[str] = set()
         self.over: set[object] = set()
         self.buried: set[tuple[str, int, int]] = set()
+        self.crashed: set[tuple[int, int]] = set()
+        """Events (partition, offset) with a letter of crashes: it stands for any other of theirs."""
         self.given_up: dict[tuple[int, int], bytes | None] = {}
         """Events (partition, offset) that no engine folded, since three processes ended over them; their keys."""
+        self._bars: dict[tuple[int, bytes], int] = {}
+        """The claim under which a record of the key's was given up: what older ones write is nothing."""
         self._reached: dict[tuple[Process, int], int] = {}
         """What each engine has folded of each partition, as it says itself."""
         self._step_commits: dict[TopicPartition, int] = {}
@@ -96,8 +100,12 @@ class Online:
 
     def _state(self, record: Fetched) -> None:
         entry, key = entry_of(record), (record.partition, record.key or b"")
-        known = self.durable.get(key)
-        if known is None or (entry.src, entry.epoch) >= known[:2]:
+        known, bar = self.durable.get(key), self._bars.get(key, -1)
+        if entry.bars:
+            bar = self._bars[key] = max(bar, entry.epoch)
+        if entry.epoch < bar:
+            return
+        if known is None or known[1] < bar or (entry.src, entry.epoch) >= known[:2]:
             self.durable[key] = (entry.src, entry.epoch, entry.value)
 
     def state(self, partition: int, execution: str) -> Execution | None:
@@ -170,8 +178,10 @@ class Online:
         # What was folded before (its reading again ended the processes) is in the state, letter or not. An earlier
         # owner's late watermark is no sign of it: only that of whoever gives the record up.
         reached = self._reached.get((sender, value["partition"]), -1)
-        if value["reason"] == "engine_crash" and reached < value["offset"]:
-            self.given_up[value["partition"], value["offset"]] = record.key
+        if value["reason"] == "engine_crash":
+            self.crashed.add(place[1:])
+            if reached < value["offset"]:
+                self.given_up[place[1:]] = record.key
         if value["source"] == "router":
             self.fates.add(("dead", value.get("workflow") or "", *place))
 
