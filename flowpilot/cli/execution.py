@@ -95,7 +95,6 @@ async def _start(
     output: Format,
 ) -> None:
     from flowpilot.app.client import Client
-    from flowpilot.authoring.errors import InputInvalid
 
     glance = None
     if key is not None and not wait and if_exists == "return":
@@ -103,12 +102,7 @@ async def _start(
 
         glance = Glance(settings, workflow if isinstance(workflow, str) else workflow.definition.name, key)
     async with Client(settings) as client:
-        try:
-            handle = await client.start(workflow, given, key=key, version=version, if_exists=if_exists)
-        except InputInvalid as invalid:
-            if given is not None:
-                raise
-            raise CommandFailed(f"{invalid}; --input gives it one", Exit.USAGE) from invalid
+        handle = await client.start(workflow, given, key=key, version=version, if_exists=if_exists)
         await _tell(handle, wait, timeout, output)
         if glance is not None:
             sent = given if isinstance(workflow, str) else workflow.input_json(given)

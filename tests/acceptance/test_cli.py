@@ -123,7 +123,7 @@ MISTAKES = {
     ("workflow", "apply", "tests.acceptance.flows:ORDERS"): (Exit.USAGE, "not a Workflow"),
     ("workflow", "apply", "broken.py:w"): (Exit.ERROR, "ZeroDivisionError"),
     ("worker", "tests.acceptance.flows:shop", "--queue", "shpo"): (Exit.ERROR, "shpo"),
-    ("execution", "start", "shop"): (Exit.USAGE, "--input gives it one"),
+    ("execution", "start", "shop"): (Exit.USAGE, "none was given: --input takes it"),
     ("execution", "start", "shop", "--input", "{n: 3}"): (Exit.USAGE, "--input"),
     ("execution", "start", "shop", "--input", '{"n": "three"}'): (Exit.USAGE, "input.n"),
     ("execution", "start", "shpo"): (Exit.NOT_FOUND, "no workflow 'shpo'"),
