@@ -60,7 +60,8 @@ class Narrator:
 
     def _tell_death(self, name: str, status: int) -> None:
         self._say(f"{name} ended ({_status(status)}) and was started again")
-        if name in self._followed:
+        # What somebody killed has said nothing about it.
+        if name in self._followed or status == -signal.SIGKILL:
             return
         tail = [line for line in last_lines(self._supervisor.log_path(name)) if not _is_ready(name, line)]
         if tail != self._tails.get(name):
