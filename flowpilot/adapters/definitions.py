@@ -58,19 +58,23 @@ class LogDefinitions:
     async def refresh(self) -> None:
         """See the port."""
         async with self._reading:
-            _, end = await self._reader.bounds(self._topic, 0)
-            for record in await self._reader.read(self._topic, 0, self._position, end):
-                try:
-                    self._take(record)
-                except BadRecord as bad:
-                    _log.warning(
-                        "bad record skipped",
-                        topic=self._topic,
-                        offset=record.offset,
-                        reason=bad.reason,
-                        detail=bad.detail,
-                    )
-            self._position = end
+            # Of what lies before an end compaction may remove a record that has a newer one behind that end.
+            while (end := (await self._reader.bounds(self._topic, 0))[1]) > self._position:
+                await self._read_to(end)
+
+    async def _read_to(self, end: int) -> None:
+        for record in await self._reader.read(self._topic, 0, self._position, end):
+            try:
+                self._take(record)
+            except BadRecord as bad:
+                _log.warning(
+                    "bad record skipped",
+                    topic=self._topic,
+                    offset=record.offset,
+                    reason=bad.reason,
+                    detail=bad.detail,
+                )
+        self._position = end
 
     def get(self, definition_hash: str) -> WorkflowDefinition | None:
         """See the port."""

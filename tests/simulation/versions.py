@@ -116,9 +116,10 @@ class Versions:
         return self.has_deletions or any(len(found) > 1 for found in self.by_name.values())
 
     def is_of_now(self, workflow: str, definition_hash: str) -> bool:
-        """Whether the definition came (again) after the workflow was deleted, if it ever was."""
-        deleted = [at for at, hash_ in self._pointed[workflow] if hash_ is None]
-        return self._defined[definition_hash] > max(deleted, default=0)
+        """Whether the definition came, or was made current, after the workflow was deleted, if it ever was."""
+        pointed = self._pointed[workflow]
+        deleted = max((at for at, hash_ in pointed if hash_ is None), default=0)
+        return max(self._defined[definition_hash], *(at for at, h in pointed if h == definition_hash), 0) > deleted
 
     def wrong_start(self, workflow: str, definition_hash: str, origin: Origin) -> str | None:
         """Of a start that a record made: whether that version was current when the record came, or later."""
