@@ -66,6 +66,12 @@ class Changelog:
                 return
             known = frozenset(mine)
             foreign = [item for item in await self.read(owned.partition, start, end) if item.offset not in known]
+            if len(foreign) + len(mine) < end - start:
+                raise EngineHalt(
+                    f"changelog partition {owned.partition} was compacted between offsets {start} and {end}, which "
+                    "this process had not looked at: it stood still for longer than the compaction lag, and there "
+                    "may be a newer owner"
+                )
             owned.table.next_changelog_offset = end
             again = _answer(owned, written, foreign)
             if not again:
@@ -98,7 +104,7 @@ def _answer(owned: OwnedPartition, written: Entries, foreign: Sequence[Fetched])
             continue
         mine = owned.durable(key, written)
         if mine is not None:
-            again[key] = mine._replace(epoch=owned.epoch)
+            again[key] = owned.table.once_more(key, mine, owned.epoch)
         elif entry.src <= owned.watermark.offset:
             again[key] = Entry(None, entry.src, owned.epoch)
         else:  # ahead of this owner, who will come to the same; whoever recovers weighs it

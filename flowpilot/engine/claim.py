@@ -106,7 +106,7 @@ async def _append_claim(table: PartitionTable, changelog: Changelog, topic_id: s
 
 async def _repair(table: PartitionTable, changelog: Changelog, epoch: int) -> None:
     """Write again each winner that is not its key's last record."""
-    again = {key: entry._replace(epoch=epoch) for key, entry in table.overtaken()}
+    again = {key: table.once_more(key, entry, epoch) for key, entry in table.overtaken()}
     if again:
         log.warning("late records in the changelog; repairing", partition=table.partition, keys=len(again))
         expected = table.next_changelog_offset

@@ -153,7 +153,8 @@ class Engine:
         """The first records after a claim (`flowpilot.engine.trial`)."""
         done: list[Fetched] = []
         for share in trial.shares(owned, records):
-            await self._write_trial(owned, Trial(share.records[0].offset, share.records[-1].offset))
+            in_hand = Trial(share.records[0].offset, share.records[-1].offset)
+            await self._write_trial(owned, in_hand, bars=share.crashes >= trial.CRASHES)
             fate = trial.fate(owned, share)
             if fate is not Fate.FOLDED:
                 await self._tell_of_crashes(share.records[0])
@@ -168,10 +169,13 @@ class Engine:
                 break  # owners that take it from each other before the batch's end would never come on
         return done
 
-    async def _write_trial(self, owned: OwnedPartition, *trials: Trial) -> None:
-        """Records are in hand, or (none) not any more. The batch's own watermark says that, too."""
+    async def _write_trial(self, owned: OwnedPartition, *trials: Trial, bars: bool = False) -> None:
+        """Records are in hand, or (none) not any more. The batch's own watermark says that, too.
+
+        `bars`: one may be given up. Before that an earlier owner's watermark, over what is not folded here, goes.
+        """
         watermark = owned.watermark._replace(trials=(*owned.watermark.trials, *trials))
-        await self._changelog.append([(owned, {WATERMARK_KEY: watermark.entry(owned.epoch)})])
+        await self._changelog.append([(owned, {WATERMARK_KEY: watermark.entry(owned.epoch)._replace(bars=bars)})])
 
     async def _tell_of_crashes(self, record: Fetched) -> None:
         """Before it is passed over: whoever comes next may take for folded what was passed over."""
@@ -221,9 +225,8 @@ class Engine:
         if records:
             reached = max(owned.watermark.offset, records[-1].offset)
             owned.watermark = owned.watermark._replace(offset=reached)
-        # Also if it stays where it was: no process has ended over what is in hand. Where a record was given up, an
-        # earlier owner's watermark may be further, over what that one has folded and this one does not.
-        entries[WATERMARK_KEY] = owned.watermark.entry(owned.epoch)._replace(bars=fate is Fate.GIVEN_UP)
+        # Also if it stays where it was: no process has ended over what is in hand.
+        entries[WATERMARK_KEY] = owned.watermark.entry(owned.epoch)._replace(bars=fate is not Fate.FOLDED)
         return _Work(owned, records, overlay, fold.outputs.records, entries)
 
     async def _fold_one(self, fold: Fold, record: Fetched) -> None:

@@ -18,6 +18,7 @@ from flowpilot.core.payloads import PayloadGone, may_lack_payloads
 from flowpilot.core.render import Home, render
 from flowpilot.core.state import Execution, OutboxEntry
 from flowpilot.engine.errors import PartitionStopped
+from flowpilot.engine.given_up import give_up, leave_unread
 from flowpilot.engine.keys import output_key
 from flowpilot.engine.outputs import Outputs
 from flowpilot.engine.overlay import Overlay
@@ -103,15 +104,12 @@ class Fold:
                 self._send_again(record, state)
 
     def pass_over(self, record: Fetched, *, unread: bool = False) -> None:
-        """Give the record up: from now on it has changed nothing. What was decided before this claim is told.
-
-        An earlier owner may have folded it, and more, and write that late: it loses against what is put here.
-        `unread`: nobody has folded it, since reading it is enough to end a process.
-        """
+        """Give the record up: from now on it has changed nothing. What was decided before this claim is told."""
         self.owed(record)
-        execution = None if unread else execution_of(read_or_none(record))
-        if execution is not None:
-            self._overlay.bar(execution, record.offset)
+        if unread:
+            leave_unread(self._overlay, record)
+        else:
+            give_up(self._overlay, record)
 
     def fault(self, record: Fetched, detail: str) -> None:
         """The fold of `record` met a defect: a dead letter, and the execution stands still.

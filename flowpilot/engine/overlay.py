@@ -25,7 +25,7 @@ class Overlay:
         self._table = table
         self._decoded = decoded  # by hash, shared by all partitions: definitions never change
         self._read: dict[str, Execution | None] = {}
-        self._payloads: dict[bytes, tuple[bytes, int]] = {}
+        self._payloads: dict[bytes, tuple[bytes | None, int]] = {}  # None: there is none, and none may turn up
         self._definitions: dict[str, tuple[WorkflowDefinition, int]] = {}
         self._barring: dict[str, int] = {}
         self._undo: list[Callable[[], object]] = []
@@ -67,17 +67,31 @@ class Overlay:
         self._set(self._read, state.id, state)
         self._set(self.changed, state.id, state)
 
-    def bar(self, execution: str, src: int) -> None:
-        """The record at `src` is given up: whoever has folded it may have no say on the execution any more."""
+    def bar(self, execution: str, src: int) -> bool:
+        """The record at `src` is given up: whoever has folded it may have no say on the execution any more.
+
+        False if that is its state here.
+        """
         state = self.state(execution)
-        if state is not None and state.src < src:
+        if state is not None and state.src >= src:
+            return False
+        if state is not None:
             self.put(state._replace(src=src))
-        if state is None or state.src < src:
-            self._set(self._barring, execution, src)
+        self._set(self._barring, execution, src)
+        return True
 
     def put_payload(self, key: bytes, value: bytes, src: int) -> None:
         """Store an input or output."""
         self._set(self._payloads, key, (value, src))
+
+    def bar_payload(self, key: bytes, src: int) -> None:
+        """The record at `src` is given up: what an owner stored for it that was about to fold it is not to be had.
+
+        What was stored before belongs to a record that was folded.
+        """
+        stored = self._table.entry(key)
+        if stored is None or stored.src >= src:
+            self._set(self._payloads, key, (None, src))
 
     def put_definition(self, definition: WorkflowDefinition, src: int) -> None:
         """Copy a definition into the partition: from now on its fold needs nothing else."""
@@ -107,21 +121,26 @@ class Overlay:
         return self._payload(output_key(execution, run, step))
 
     def _payload(self, key: bytes) -> bytes:
-        if key in self._payloads:
-            return self._payloads[key][0]
-        stored = self._table.get(key)
+        stored = self._payloads[key][0] if key in self._payloads else self._table.get(key)
         if stored is None:
             raise PayloadGone(key.decode())
         return stored
 
     def writes(self) -> Iterable[Write]:
-        """The changelog records of the batch but the watermark: payloads before the states that name them."""
+        """The changelog records of the batch but the watermark: payloads before the states that name them.
+
+        What bars a payload comes after what bars the state that may name it.
+        """
         for definition, src in self._definitions.values():
             yield definition_key(definition.hash), definition.model_dump_json().encode(), src, False
         for key, (value, src) in self._payloads.items():
-            yield key, value, src, False
+            if value is not None:
+                yield key, value, src, False
         for execution, src in self._barring.items():
             if execution not in self.changed:
                 yield state_key(execution), None, src, True
         for state in self.changed.values():
             yield state_key(state.id), encode_execution(state), state.src, state.id in self._barring
+        for key, (value, src) in self._payloads.items():
+            if value is None:
+                yield key, None, src, True

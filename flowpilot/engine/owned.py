@@ -148,9 +148,12 @@ class OwnedPartition:
             self.table.put(key, entry)
 
     def durable(self, key: bytes, written: Mapping[bytes, Entry]) -> Entry | None:
-        """This owner's own value of `key`, as the changelog has it: of the batch under way, else of the table."""
+        """This owner's own value of `key`, as the changelog has it: of the batch under way, else of the table.
+
+        Where a record was given up it is also that there is none: whoever is ahead would not come to the same.
+        """
         if key in written:
             return written[key]
         if key == WATERMARK_KEY:
             return self.watermark.entry(self.epoch)
-        return self.table.entry(key)
+        return self.table.entry(key) or self.table.barring(key)

@@ -72,6 +72,15 @@ def execution_of(message: m.Event | None) -> str | None:
     return message.task_id.partition("/")[0]
 
 
+def root_of(record: Fetched) -> str | None:
+    """The root of the executions that the record may concern, as its key alone tells; None if it names none."""
+    try:
+        key = (record.key or b"").decode()
+    except UnicodeDecodeError:
+        return None
+    return root_id(key) if is_execution_id(key) else None
+
+
 def is_undeliverable(message: Message) -> TypeGuard[m.StepFailed]:
     """Whether it says that a step message could not be delivered: that is a dead letter, whatever else it does."""
     return isinstance(message, m.StepFailed) and message.error.kind == "dispatch_failed"

@@ -3,7 +3,8 @@
 Every changelog record carries (`src`, epoch): the offset of the event it was folded from, and the claim under
 which it was written. A writer that was replaced may append late, so the last record of a key is not always the
 right one: the highest (`src`, epoch) is, and among equals the later (design, section 6, rule 1). Only where a
-record was given up there is another rule: what its owner put there bars what earlier claims write, however high.
+record was given up there is another rule: what its owner put there bars what earlier claims write, however high;
+unless a later claim was there first, whose owner may have built on what this one bars.
 """
 
 from __future__ import annotations
@@ -59,30 +60,31 @@ class PartitionTable:
         self.next_changelog_offset = max(self.next_changelog_offset, record.offset + 1)
         if record.key is None:
             return
-        entry = entry_of(record)
-        if record.key == WATERMARK_KEY:
+        entry, key = entry_of(record), record.key
+        if key == WATERMARK_KEY:
             self.claimed_at = record.timestamp
+        is_late = entry.epoch < self.highest_epoch
         self.highest_epoch = max(self.highest_epoch, entry.epoch)
-        known = self._entries.get(record.key)
-        barring = self._barring.get(record.key)
+        known, barring = self._entries.get(key), self._barring.get(key)
         if barring is not None and entry.epoch < barring.epoch:
-            self._entries.setdefault(record.key, Entry(None, barring.src, barring.epoch, bars=True))
-            self._overtaken.add(record.key)
+            self._entries.setdefault(key, barring)
+            self._overtaken.add(key)
         elif known is None and entry.value is not None and self._was_removed(entry):
-            self._entries[record.key] = Entry(None, entry.src, entry.epoch)
-            self._overtaken.add(record.key)
-        elif known is None or _wins(entry, known):
-            self._entries[record.key] = entry
-            self._overtaken.discard(record.key)
+            self._entries[key] = Entry(None, entry.src, entry.epoch)
+            self._overtaken.add(key)
+        elif known is None or _wins(entry, known, is_late=is_late):
+            self._entries[key] = entry
+            if known is None and is_late:
+                self._overtaken.add(key)  # it may be compaction that left it alone (rule 8)
+            else:
+                self._overtaken.discard(key)
+            if entry.bars:
+                self._bar(key, entry)
         else:
-            self._overtaken.add(record.key)
-        if entry.bars:
-            self._bar(record.key, entry)
+            self._overtaken.add(key)
 
     def _bar(self, key: bytes, entry: Entry) -> None:
-        barring = self._barring.get(key)
-        if barring is None or entry.epoch >= barring.epoch:
-            self._barring[key] = entry._replace(value=None)
+        self._barring[key] = entry._replace(value=None)
 
     def _was_removed(self, entry: Entry) -> bool:
         """Whether an unknown key's record is a late one of before the claim under which its key was removed."""
@@ -109,6 +111,14 @@ class PartitionTable:
         """The entry of `key`, or None."""
         return self._entries.get(key)
 
+    def barring(self, key: bytes) -> Entry | None:
+        """What bars earlier claims' records of `key`, as if it were a tombstone; None if nothing does."""
+        return self._barring.get(key)
+
+    def once_more(self, key: bytes, entry: Entry, epoch: int) -> Entry:
+        """`entry` as it is written over a foreign record of `key`, which may outlive in the log what bars it."""
+        return entry._replace(epoch=epoch, bars=entry.bars or key in self._barring)
+
     def put(self, key: bytes, entry: Entry) -> None:
         """What was acknowledged by the changelog becomes visible; a tombstone removes."""
         if entry.bars:
@@ -124,9 +134,10 @@ class PartitionTable:
         return iter(self._entries.items())
 
 
-def _wins(entry: Entry, known: Entry) -> bool:
-    if entry.bars and known.epoch < entry.epoch:
-        return True
+def _wins(entry: Entry, known: Entry, *, is_late: bool) -> bool:
+    """Whether `entry` replaces `known`, which precedes it. `is_late`: so does a claim newer than the entry's."""
+    if entry.bars:  # of the same `src` they are not the same: what is barred has folded the record
+        return not is_late or entry.src > known.src
     return (entry.src, entry.epoch) >= (known.src, known.epoch)
 
 

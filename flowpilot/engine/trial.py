@@ -23,7 +23,7 @@ class Fate(Enum):
 
     FOLDED = "folded"
     GIVEN_UP = "given up"
-    # Giving it up ended processes too: to read the record is what ends them, so nobody can have folded it.
+    # Giving it up ended processes too: to read the record may be what ends them.
     LEFT_UNREAD = "left unread"
 
 

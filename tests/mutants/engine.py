@@ -106,7 +106,7 @@ def a_newer_owner_is_overwritten(patch: Patch) -> None:
 def crashes_are_not_counted(patch: Patch) -> None:
     """A record that ends every process that takes it is taken again, for ever."""
 
-    async def write_trial(self: Any, owned: OwnedPartition, *trials: Any) -> None:
+    async def write_trial(self: Any, owned: OwnedPartition, *trials: Any, bars: bool = False) -> None:
         return
 
     patch.setattr(Engine, "_write_trial", write_trial)

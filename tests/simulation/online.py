@@ -59,12 +59,13 @@ class Online:
         self.answered: set[str] = set()
         self.over: set[object] = set()
         self.buried: set[tuple[str, int, int]] = set()
-        self.crashed: set[tuple[int, int]] = set()
-        """Events (partition, offset) with a letter of crashes: it stands for any other of theirs."""
+        self.crashed: dict[tuple[int, int], bytes | None] = {}
+        """Events (partition, offset) with a letter of crashes, which stands for any other of theirs; their keys."""
         self.given_up: dict[tuple[int, int], bytes | None] = {}
         """Events (partition, offset) that no engine folded, since three processes ended over them; their keys."""
         self._bars: dict[tuple[int, bytes], int] = {}
         """The claim under which a record of the key's was given up: what older ones write is nothing."""
+        self._epochs: dict[int, int] = {}
         self._reached: dict[tuple[Process, int], int] = {}
         """What each engine has folded of each partition, as it says itself."""
         self._step_commits: dict[TopicPartition, int] = {}
@@ -100,13 +101,20 @@ class Online:
 
     def _state(self, record: Fetched) -> None:
         entry, key = entry_of(record), (record.partition, record.key or b"")
-        known, bar = self.durable.get(key), self._bars.get(key, -1)
-        if entry.bars:
-            bar = self._bars[key] = max(bar, entry.epoch)
-        if entry.epoch < bar:
+        known, newest = self.durable.get(key), self._epochs.get(record.partition, 0)
+        self._epochs[record.partition] = max(newest, entry.epoch)
+        if entry.epoch < self._bars.get(key, -1):
             return
-        if known is None or known[1] < bar or (entry.src, entry.epoch) >= known[:2]:
+        if known is None:
+            wins = True
+        elif entry.bars:
+            wins = entry.epoch >= newest or entry.src > known[0]
+        else:
+            wins = (entry.src, entry.epoch) >= known[:2]
+        if wins:
             self.durable[key] = (entry.src, entry.epoch, entry.value)
+            if entry.bars:
+                self._bars[key] = entry.epoch
 
     def state(self, partition: int, execution: str) -> Execution | None:
         """The execution as a recovery would find it now."""
@@ -179,7 +187,7 @@ class Online:
         # owner's late watermark is no sign of it: only that of whoever gives the record up.
         reached = self._reached.get((sender, value["partition"]), -1)
         if value["reason"] == "engine_crash":
-            self.crashed.add(place[1:])
+            self.crashed[place[1:]] = record.key
             if reached < value["offset"]:
                 self.given_up[place[1:]] = record.key
         if value["source"] == "router":

@@ -10,31 +10,12 @@ from flowpilot.core.state import decode_execution
 from flowpilot.engine import fold as folds
 from flowpilot.engine import reading, trial
 from flowpilot.engine.errors import DefinitionsUnread
-from flowpilot.engine.fold import Fold
 from flowpilot.engine.owned import Watermark
 from flowpilot.engine.table import WATERMARK_KEY
 from flowpilot.ports.log import Fetched, LogUnavailable, Record
 from flowpilot_schemas import messages as m
+from tests.unit.bars_world import Killed, offsets_that_kill  # noqa: F401
 from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, answer_all, drain, quiet  # noqa: F401
-
-
-class Killed(BaseException):
-    """The process ends without another word, as by a signal."""
-
-
-@pytest.fixture
-def kills(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """The offsets whose fold ends the process."""
-    deadly: set[int] = set()
-    whole = Fold.record
-
-    def record(self: Fold, record: Fetched) -> None:
-        if record.offset in deadly:
-            raise Killed
-        whole(self, record)
-
-    monkeypatch.setattr(Fold, "record", record)
-    return deadly
 
 
 def crashes_until_done(world: World, most: int, work: Callable[[Owner], object] = drain) -> int:
