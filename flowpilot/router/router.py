@@ -269,6 +269,8 @@ class Router:
         if reading is not self._readings.get(reading.partition):
             return  # it was revoked or reopened meanwhile
         try:
+            # Another router may have brought the cursor here, past records that are newer than what this one knows.
+            await self._refresh()
             served = await next_slice(self._where, self._reader, reading)
             await self._output.produce([served])
         except LogUnavailable as error:

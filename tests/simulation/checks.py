@@ -260,7 +260,7 @@ def s11_bad_records(e: Evidence) -> Iterator[str]:
             known.add(record.value or b"")
     for partition, offset in e.bad_events:
         found = letters.get((topics.events, partition, offset), set())
-        if len(found) != 1 and (partition, offset) not in e.given_up:
+        if len(found) != 1 and (partition, offset) not in e.online.crashed:
             yield f"the bad event {partition}/{offset} has {len(found)} dead letters"
         if any(topic != topics.dead_letters for topic, _, _ in e.reference.outputs[partition, offset]):
             yield f"the bad event {partition}/{offset} changed something"

@@ -7,9 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
+
 from flowpilot.ports.log import LogUnavailable, Record
 from flowpilot.router import backfill
+from flowpilot.router import router as routers
 from flowpilot.router.fates import Omissions
+from flowpilot.router.reading import Served
 from flowpilot.router.routing import Omitted
 from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import pointer_key
@@ -145,6 +149,43 @@ def test_a_workflow_that_goes_back_starts_nothing_for_another(monkeypatch: Any) 
         for name in ("first", "second"):
             assert inputs(world, name) == list(range(120))
             assert await world.served(name, "orders") == 120
+
+    run(test)
+
+
+def test_what_is_caught_up_with_meets_the_definitions_of_its_time() -> None:
+    """A router is given a partition on which another one has come further; meanwhile a workflow was deleted, of
+    which it does not know yet. The records since then are none of that workflow's."""
+
+    async def test(world: World) -> None:
+        world.log.create_topic("orders", 1)
+        await world.definitions.register(workflow("kept", "orders", start="earliest"))
+        await world.definitions.register(workflow("gone", "orders", start="earliest"))
+        topic_ids, caught_up = world.topic_ids, 0
+
+        async def meanwhile(names: Iterable[str]) -> dict[str, str]:
+            world.topic_ids = topic_ids  # type: ignore[method-assign]
+            await world.definitions.delete("gone")
+            await world.publish("orders", {"n": 1})
+            key = PositionKey("kept", "orders", 0, world.log.topic_id("orders")).encode()
+            position = encode_message(TriggerPosition(next_offset=1, registered=world.log._clock()))
+            await world.log.producer().send([Record(TOPICS.positions, key, position, partition=0)])
+            return await topic_ids(names)
+
+        async def slices(*given: Any) -> Served:
+            nonlocal caught_up
+            served = await backfill.next_slice(*given)
+            caught_up += 1
+            return served
+
+        world.topic_ids = meanwhile  # type: ignore[method-assign]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(routers, "next_slice", slices)
+            async with world.running(interval=3_600):
+                await until(lambda: caught_up > 0)
+                await world.publish("orders", {"n": 2})
+                await until(lambda: bool(inputs(world, "kept")))
+        assert (inputs(world, "kept"), inputs(world, "gone")) == ([{"n": 2}], [])
 
     run(test)
 
