@@ -14,7 +14,7 @@ from flowpilot.engine.owned import Watermark
 from flowpilot.engine.table import WATERMARK_KEY
 from flowpilot.ports.log import Fetched, LogUnavailable, Record
 from flowpilot_schemas import messages as m
-from tests.unit.bars_world import Killed, offsets_that_kill  # noqa: F401
+from tests.unit.bars_world import Killed, offsets_that_kill, one, standing_still, wake  # noqa: F401
 from tests.unit.engine_world import BRIEF, CHAIN, Owner, T, World, answer_all, drain, quiet  # noqa: F401
 
 
@@ -88,28 +88,12 @@ def test_a_late_owner_does_not_bring_back_what_was_given_up(kills: set[int], beg
 def test_a_late_owner_that_was_further_does_not_bring_it_back_either(kills: set[int], begins: bool) -> None:
     """As before, but what lands late has folded later records of the execution as well, and so is ahead of whoever
     gave the record up. It would win, with decisions that nobody has told, or pass later records off as folded."""
-    world = World()
-    execution = world.start(CHAIN, "k")
-    if begins:
-        world.start(CHAIN, "k", input={"key": "later"})
-    else:
-        drain(world.owner())
-        answer_all(world, set())
-        world.event(m.CancelExecution(execution=execution, reason="enough", actor="user:ann"), execution)
-    zombie = world.owner()
-    zombie.process(zombie.fetch(9)).before(lambda record: record.key == execution.encode())
-    given_up = 0 if begins else 1
+    world, execution, zombie, given_up = standing_still(begins=begins)
     kills.add(given_up)
-
-    def take_one(owner: Owner) -> None:
-        owner.process(owner.fetch(1)).to_end()
-        owner.commit(0)
-
-    crashes_until_done(world, 9, take_one)
+    crashes_until_done(world, 9, one)
     assert world.dead_letters() == [("engine_crash", given_up)]
     world.lawful[0].crash()
-    zombie.crash(ghosts=True)
-    world.land_ghosts()
+    wake(zombie)
     drain(world.owner())
     told = world.history(execution)
     if begins:
