@@ -18,6 +18,7 @@ from faust.types import TP, RecordMetadata
 
 from flowpilot.ports.log import Fetched, Producer, Record
 from flowpilot_agents.execution import Delivered, Executions
+from flowpilot_agents.records import read_leniently
 from flowpilot_agents.table import BulkRecovery, EngineTables
 from flowpilot_agents.watch import end_process
 
@@ -33,6 +34,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     """The thread with the aiokafka client."""
 
     def _create_worker_consumer(self, transport: driver.Transport) -> Any:
+        read_leniently()
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
         return consumer

@@ -8,6 +8,25 @@ from typing import NamedTuple, Protocol
 from flowpilot.core.errors import FlowPilotError
 
 Headers = tuple[tuple[str, bytes], ...]
+"""A name's bytes that are not UTF-8 are lone surrogates, as PEP 383 has them. A null value is an empty one."""
+
+NAME_LOST = "\ud800"
+"""In place of a name that is not UTF-8 and that the client did not give."""
+
+HEADERS_LOST = "\ud801"
+"""The name of the only header of a record whose headers the client did not give at all."""
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a header's name is text. FlowPilot's own names are: one that is not concerns nobody here."""
+    return name.isascii() or not any("\ud800" <= char <= "\udfff" for char in name)
+
+
+def sendable(headers: Headers) -> Headers:
+    """`headers` as every client can send them: a name that is not UTF-8 is written with escapes (`caf\\udce9`)."""
+    if all(is_utf8(name) for name, _ in headers):
+        return headers
+    return tuple((name.encode(errors="backslashreplace").decode(), value) for name, value in headers)
 
 
 class TopicPartition(NamedTuple):
@@ -18,7 +37,8 @@ class TopicPartition(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A record to be produced. Without `partition`, murmur2 of the key chooses (as Kafka's own clients do)."""
+    """A record to be produced. Without `partition`, murmur2 of the key chooses (as Kafka's own clients do). `headers`
+    are sent as `sendable` has them."""
 
     topic: str
     key: bytes | None
@@ -28,7 +48,8 @@ class Record(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """A record as read. `timestamp` is the broker's, in ms since the epoch."""
+    """A record as read. `timestamp` is in ms since the epoch: the broker's on FlowPilot's own topics; elsewhere it may
+    be the producer's, who may write anything, and -1 where there is none."""
 
     topic: str
     partition: int

@@ -14,8 +14,10 @@ from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
 from flowpilot.adapters.memory.log import MemoryLog
-from flowpilot.ports.log import Consumer, Producer, Reader
+from flowpilot.ports.log import Consumer, Producer, Reader, Record
 from flowpilot.settings import Settings
+from tests import envelopes
+from tests.envelopes import Envelope
 from tests.waiting import eventually
 
 MEMORY_AND_KAFKA = ["memory", pytest.param("kafka", marks=pytest.mark.integration)]
@@ -28,6 +30,7 @@ class Log(Protocol):
     def producer(self) -> Producer: ...
     def reader(self) -> Reader: ...
     def consumer(self, group: str, topics: Sequence[str], **handlers: Any) -> Consumer: ...
+    async def append(self, topic: str, records: Sequence[tuple[Envelope, bytes | None]]) -> list[int]: ...
 
 
 class InMemory:
@@ -41,6 +44,10 @@ class InMemory:
         name = name or f"topic-{uuid.uuid4().hex[:8]}"
         self.log.create_topic(name, partitions, compacted=compacted)
         return name
+
+    async def append(self, topic: str, records: Sequence[tuple[Envelope, bytes | None]]) -> list[int]:
+        """As another client's producer would: see `tests.envelopes`."""
+        return [self.log.append(Record(topic, env.key, value, 0, env.told)).offset for env, value in records]
 
 
 class OnKafka:
@@ -76,6 +83,10 @@ class OnKafka:
     def consumer(self, group: str, topics: Sequence[str], **handlers: Any) -> KafkaConsumer:
         name = f"{self.settings.namespace}.{group}"
         return KafkaConsumer(consumer_properties(self.settings, name), topics, **handlers)
+
+    async def append(self, topic: str, records: Sequence[tuple[Envelope, bytes | None]]) -> list[int]:
+        """As another client's producer would: see `tests.envelopes`."""
+        return await envelopes.produce(self.settings.bootstrap_servers, topic, records)
 
     def close(self) -> None:
         for opened in self._opened:

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as ConfluentProducer
 
 from flowpilot.adapters.kafka.config import Properties
-from flowpilot.ports.log import Delivery, LogUnavailable, Record
+from flowpilot.ports.log import Delivery, LogUnavailable, Record, sendable
 
 # librdkafka's RD_KAFKA_PARTITION_UA: its partitioner chooses.
 _ANY_PARTITION = -1
@@ -117,7 +117,8 @@ class KafkaProducer:
                         key,
                         _ANY_PARTITION if partition is None else partition,
                         partial(report, index),
-                        headers=list(headers) if headers else None,
+                        # The binding dereferences NULL, and the process dies, for a name that cannot be encoded.
+                        headers=list(sendable(headers)) if headers else None,
                     )
                 except BufferError:
                     self._expecting.set()

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 
 from flowpilot.adapters.memory.group import Group, MemoryConsumer, ignore_rebalance
 from flowpilot.core.murmur2 import partition_of
-from flowpilot.ports.log import Delivery, Fetched, LogUnavailable, Rebalanced, Record, TopicPartition
+from flowpilot.ports.log import (
+    Delivery,
+    Fetched,
+    LogUnavailable,
+    Rebalanced,
+    Record,
+    TopicPartition,
+    sendable,
+)
 from flowpilot_schemas.topics import MIB
 
 # What Kafka adds to key, value and headers of a record that is alone in its batch.
@@ -178,7 +186,7 @@ class MemoryProducer:
 
     async def send(self, records: Sequence[Record]) -> list[Delivery]:
         """See the port. Everything is written before this first yields to the loop."""
-        deliveries = [self._log.append(record) for record in records]
+        deliveries = [self._log.append(record._replace(headers=sendable(record.headers))) for record in records]
         await _next_turn()
         return deliveries
 

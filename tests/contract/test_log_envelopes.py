@@ -1,0 +1,135 @@
+"""Whatever a record carries beside its value, consumer and reader deliver it: in memory and on Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+import pytest
+from confluent_kafka import Producer as ConfluentProducer
+
+from flowpilot.adapters.kafka.config import reader_properties
+from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.ports.log import NAME_LOST, Delivery, Fetched, Headers, Record, is_utf8
+from flowpilot.settings import Settings
+from tests.contract.logs import MEMORY_AND_KAFKA, Log, open_log
+from tests.envelopes import HOSTILE, Envelope
+from tests.waiting import eventually_async
+
+run = asyncio.run
+GOOD = Envelope(headers=((b"a", b"1"),))
+# The client specialises its calls after some dozens of records: those before the hostile ones see to that.
+RECORDS = [(GOOD, b"good")] * 300 + [(each, name.encode()) for name, each in HOSTILE.items()] + [(GOOD, b"last")]
+
+
+@pytest.fixture(params=MEMORY_AND_KAFKA)
+def log(request: pytest.FixtureRequest) -> Iterator[Log]:
+    yield from open_log(request.param, request)
+
+
+def without_lost_names(headers: Headers) -> list[tuple[str, bytes]]:
+    """librdkafka ends a name at a NUL, and tells the first of the names that are not UTF-8."""
+    first = next((n for n, (name, _) in enumerate(headers) if not is_utf8(name)), None)
+    return [
+        (name.partition("\0")[0] if is_utf8(name) or n == first else NAME_LOST, value)
+        for n, (name, value) in enumerate(headers)
+    ]
+
+
+def check(found: Sequence[Fetched], topic: str) -> None:
+    expected = [each.around(value, topic=topic, offset=n) for n, (each, value) in enumerate(RECORDS)]
+    for got, want in zip(found, expected, strict=True):
+        assert got[:3] == want[:3]
+        assert (got.key, got.value) == (want.key, want.value)
+        assert without_lost_names(got.headers) == without_lost_names(want.headers)
+
+
+def test_a_reader_delivers_hostile_envelopes(log: Log) -> None:
+    topic = log.topic()
+
+    async def scenario() -> None:
+        assert await log.append(topic, RECORDS) == list(range(len(RECORDS)))
+        check(await log.reader().read(topic, 0, 0, len(RECORDS)), topic)
+
+    run(scenario())
+
+
+def test_a_consumer_delivers_hostile_envelopes(log: Log) -> None:
+    topic = log.topic()
+
+    async def scenario() -> None:
+        await log.append(topic, RECORDS)
+        consumer = log.consumer("g", [topic])
+        found: list[Fetched] = []
+
+        async def all_of_them() -> bool:
+            found.extend(await consumer.poll(1_000, 0.5))
+            return len(found) >= len(RECORDS)
+
+        await eventually_async(all_of_them, 30)
+        check(found, topic)
+        await consumer.close()
+
+    run(scenario())
+
+
+def test_a_name_that_is_not_utf8_is_sent_with_escapes(log: Log) -> None:
+    """A record that is passed on, as a misplaced event is, has the headers that came with it."""
+    topic = log.topic()
+
+    async def scenario() -> None:
+        headers = (("gr\udcf6\udcdfe", b"1"), (NAME_LOST, b"2"), ("größe", b"3"))
+        assert await log.producer().send([Record(topic, b"k", b"v", 0, headers)]) == [Delivery(0, 0)]
+        [found] = await log.reader().read(topic, 0, 0, 1)
+        assert found.headers == ((r"gr\udcf6\udcdfe", b"1"), (r"\ud800", b"2"), ("größe", b"3"))
+
+    run(scenario())
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_a_reader_delivers_what_is_compressed(kafka_settings: Settings, codec: str) -> None:
+    topic = kafka_settings.topics.control
+    other = ConfluentProducer({"bootstrap.servers": kafka_settings.bootstrap_servers, "compression.type": codec})
+    for n in range(50):
+        other.produce(topic, b"%d" % n * 100)
+    assert other.flush(10) == 0
+
+    async def scenario() -> None:
+        reader = KafkaReader(reader_properties(kafka_settings))
+        assert [record.value for record in await reader.read(topic, 0, 0, 50)] == [b"%d" % n * 100 for n in range(50)]
+        reader.close()
+
+    run(scenario())
+
+
+@pytest.mark.integration
+def test_gaps_of_transactions_neither_end_nor_stall_a_range(kafka_settings: Settings) -> None:
+    """Aborted records and the markers of transactions take offsets that no client delivers."""
+    topic = kafka_settings.topics.control
+    other = ConfluentProducer(
+        {"bootstrap.servers": kafka_settings.bootstrap_servers, "transactional.id": kafka_settings.namespace}
+    )
+    other.init_transactions(10)
+    for n in range(6):
+        other.begin_transaction()
+        for _ in range(20):
+            other.produce(topic, b"%d" % n, b"k")
+        other.flush(10)
+        (other.abort_transaction if n % 2 else other.commit_transaction)(10)
+
+    async def scenario() -> None:
+        reader = KafkaReader(reader_properties(kafka_settings))
+
+        async def marked() -> bool:
+            return await reader.bounds(topic, 0) == (0, 126)
+
+        await eventually_async(marked, 60)
+        found = await reader.read(topic, 0, 0, 126)
+        assert [record.offset for record in found] == [21 * n + k for n in (0, 2, 4) for k in range(20)]
+        assert await reader.read(topic, 0, 21, 42) == []  # one that was aborted
+        assert await reader.read(topic, 0, 105, 126) == []  # at the end of the log
+        assert [record.offset for record in await reader.read(topic, 0, 19, 43)] == [19, 42]
+        reader.close()
+
+    run(scenario())
