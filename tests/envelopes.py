@@ -51,7 +51,9 @@ HOSTILE: dict[str, Envelope] = {
     "a name of 40 KB": Envelope(headers=((b"n" * 40_000, b"1"),)),
     "a null value": Envelope(headers=((b"traceparent", None), (b"fp-src", None), (b"a", None))),
     "values that are not text": Envelope(headers=((b"traceparent", b"\xff"), (b"content-type", b"\xff\0"))),
-    "numbers that are none": Envelope(headers=((b"fp-src", b"-1"), (b"fp-epoch", b"9" * 4_000), (b"fp-hops", b"x"))),
+    "numbers that are none": Envelope(
+        headers=((b"fp-src", b"-1"), (b"fp-epoch", b"9" * 4_000), (b"fp-hops", b"x"))
+    ),
     "one name many times": Envelope(headers=((b"a", b"1"), (b"a", b"2"), (b"fp-src", b"1"), (b"fp-src", b"x"))),
     "10,000 headers": Envelope(headers=tuple((b"h%d" % n, b"x") for n in range(10_000))),
     "10,000 names in Latin-1": Envelope(headers=(LATIN,) * 10_000),

@@ -16,7 +16,7 @@ from faust.transport import producer as faust_producer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, RecordMetadata
 
-from flowpilot.ports.log import Fetched, Producer, Record
+from flowpilot.ports.log import Fetched, Producer, Record, as_time
 from flowpilot_agents.execution import Delivered, Executions
 from flowpilot_agents.records import read_leniently
 from flowpilot_agents.table import BulkRecovery, EngineTables
@@ -293,13 +293,13 @@ class Transport(driver.Transport):
 
 
 def fetched(record: Any) -> Fetched:
-    """aiokafka's record as the log ports have it."""
+    """aiokafka's record as the log ports have it; events and changelog are of FlowPilot's own topics."""
     headers = record.headers
     return Fetched(
         record.topic,
         record.partition,
         record.offset,
-        record.timestamp,
+        as_time(record.timestamp),
         record.key,
         record.value,
         tuple((name, value or b"") for name, value in headers) if headers else (),

@@ -16,7 +16,7 @@ import asyncio
 import structlog
 
 from flowpilot.ports.definitions import DefinitionTooLarge, Registration, VersionConflict, WorkflowDeleted
-from flowpilot.ports.log import Fetched, LogUnavailable, Producer, Reader, Record
+from flowpilot.ports.log import Fetched, LogUnavailable, Producer, Reader, Record, as_time
 from flowpilot_schemas.codec import BadRecord, canonical, content_hash, decode_object, encode_message, parse
 from flowpilot_schemas.definition import (
     DefinitionPointer,
@@ -194,7 +194,7 @@ class LogDefinitions:
         except UnicodeDecodeError:
             raise BadRecord("wrong_key", "the key is not UTF-8 text") from None
         if not label or kind not in ("def", "name"):
-            raise BadRecord("wrong_key", f"the key {record.key!r} is none of a definition's")
+            raise BadRecord("wrong_key", f"the key {(record.key or b'')[:100]!r} is none of a definition's")
         if kind == "def":
             self._take_definition(label, record.value)
         elif "@" in label:
@@ -211,7 +211,7 @@ class LogDefinitions:
                 self._deleted.add(workflow)
             self._pointers.pop(workflow, None)
             self._registrations.pop(workflow, None)
-            self._deletions[workflow] = record.timestamp
+            self._deletions[workflow] = as_time(record.timestamp)
             return
         self._pointers[workflow] = parse(DefinitionPointer, content)
         self._deleted.discard(workflow)
@@ -219,7 +219,7 @@ class LogDefinitions:
 
     def _note(self, workflow: str, record: Fetched) -> None:
         if record.value is not None:
-            found = Registration(record.timestamp, self._deletions.get(workflow))
+            found = Registration(as_time(record.timestamp), self._deletions.get(workflow))
             self._registrations.setdefault(workflow, found)
 
     def _take_definition(self, definition_hash: str, value: bytes | None) -> None:

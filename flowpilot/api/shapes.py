@@ -179,9 +179,10 @@ class Other(BaseModel):
 
 
 class LetterHeader(BaseModel):
-    """A header of a dead letter's record."""
+    """A header of a dead letter's record; the bytes of its name only if they are not UTF-8."""
 
     name: str = Field(examples=["traceparent"])
+    name_base64: str | None
     value_base64: str
     value_text: str | None
 

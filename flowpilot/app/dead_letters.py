@@ -11,6 +11,7 @@ from flowpilot.adapters.postgres.dead_letters import DeadLetterQueries, Place, W
 from flowpilot.adapters.postgres.models import DeadLetterRow
 from flowpilot.app.database import Asked, iso, querying
 from flowpilot.audit.records import without_nul
+from flowpilot.ports.log import Headers, is_utf8
 
 Fields = dict[str, Any]
 
@@ -29,6 +30,7 @@ REMEDIES = {
     "unknown_workflow": "apply the workflow, then publish the record again",
     "unknown_version": "apply that version, or publish the record again without a version",
     "unknown_execution": "nothing, if its execution ended long ago: the answer came too late to count",
+    "headers_unreadable": "publish the record again, with names of headers in UTF-8",
     "future_version": "upgrade this role, then publish the record again",
     "dispatch_failed": "create the queue's topic or make what the step is given smaller, then retry the execution",
     "engine_fault": "this is a defect of FlowPilot: report it with this record",
@@ -37,12 +39,13 @@ REMEDIES = {
 
 
 class Shown(NamedTuple):
-    """One dead letter: its fields, and the record's bytes and headers as far as they were kept."""
+    """One dead letter: its fields, and the record's bytes and headers (`flowpilot.ports.log.Headers`) as far as
+    they were kept."""
 
     fields: Fields
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: Headers = ()
 
 
 def list_groups(asked: Asked, wanted: Wanted) -> list[Fields]:
@@ -86,8 +89,17 @@ def show_letter(asked: Asked, which: int | Place) -> Shown | None:
         "headers_left_out": row.headers_left_out or 0,
         "others": [{"id": other.id, "reason": other.reason, "workflow": other.workflow} for other in others],
     }
-    headers = tuple((header["name"], b64decode(header["value"])) for header in row.headers or ())
-    return Shown(fields, row.key, row.value, headers)
+    return Shown(fields, row.key, row.value, headers_of(row))
+
+
+def headers_of(row: DeadLetterRow) -> Headers:
+    """The headers that were kept."""
+    return tuple((_name(header), b64decode(header["value"])) for header in row.headers or ())
+
+
+def _name(header: dict[str, str]) -> str:
+    data = header.get("name_base64")
+    return header["name"] if data is None else b64decode(data).decode(errors="surrogateescape")
 
 
 def as_json(letter: Shown) -> Fields:
@@ -98,7 +110,7 @@ def as_json(letter: Shown) -> Fields:
         "value_base64": _base64(letter.value),
         "value_text": _text(letter.value),
         "headers": [
-            {"name": name, "value_base64": _base64(value), "value_text": _text(value)}
+            {**_name_fields(name), "value_base64": _base64(value), "value_text": _text(value)}
             for name, value in letter.headers
         ],
     }
@@ -125,6 +137,11 @@ def _letter(row: DeadLetterRow) -> Fields:
 
 def _record(row: DeadLetterRow) -> str:
     return f"{row.topic}/{row.partition}/{row.offset}"
+
+
+def _name_fields(name: str) -> Fields:
+    data = name.encode(errors="surrogateescape")
+    return {"name": data.decode(errors="replace"), "name_base64": None if is_utf8(name) else _base64(data)}
 
 
 def _base64(data: bytes | None) -> str | None:

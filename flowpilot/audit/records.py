@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from flowpilot.ports.audit import DefinitionChange, Divergence, HistoryEvent, Letter, Pointed, Registered, Removed
-from flowpilot.ports.log import Fetched
+from flowpilot.ports.log import Fetched, as_time
 from flowpilot_schemas.codec import BadRecord, content_hash, decode_object, parse
 from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition, WorkflowDeletion
 from flowpilot_schemas.history import HEADER_HASH, HEADER_PREV, chain
@@ -97,7 +97,7 @@ def dead_letter(record: Fetched) -> Letter | Divergence:
         message = parse(DeadLetter, without_nul(decode_object(record.value)))
     except BadRecord as error:
         return diverges(record, error.reason, error.detail)
-    return Letter(message, record.timestamp)
+    return Letter(message, as_time(record.timestamp))
 
 
 def filtered(record: Fetched) -> TriggerFiltered | Divergence:
@@ -129,7 +129,7 @@ def _definition(record: Fetched, hash_: str) -> DefinitionChange:
     value = decode_object(record.value)
     if content_hash(value) != hash_:
         raise BadRecord("definition_mismatch", "the definition's hash is not the one in its key")
-    return Registered(hash_, parse(WorkflowDefinition, without_nul(value)), record.timestamp)
+    return Registered(hash_, parse(WorkflowDefinition, without_nul(value)), as_time(record.timestamp))
 
 
 def _name(record: Fetched, name: str) -> DefinitionChange:

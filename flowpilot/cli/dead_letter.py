@@ -180,7 +180,7 @@ def _print_letter(found: Shown) -> None:
         line("headers:")
         for name, value in found.headers:
             first, *more = shown(value, SHOWN)
-            line(f"  {name}: {first}")
+            line(f"  {name.encode(errors='surrogateescape').decode(errors='backslashreplace')}: {first}")
             for text in more:
                 line(f"    {text}")
     if fields["headers_left_out"]:

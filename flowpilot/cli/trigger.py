@@ -13,6 +13,7 @@ import typer
 from flowpilot.cli.begin import begin
 from flowpilot.cli.failures import CommandFailed, Exit
 from flowpilot.cli.output import Format, Output, line, record, rows, say
+from flowpilot.ports.log import Headers, is_utf8
 
 if TYPE_CHECKING:
     from flowpilot.app.triggers import Place
@@ -30,7 +31,6 @@ RecordHeaders = Annotated[
     list[str] | None,
     typer.Option("--header", "-H", help="A record header; may be repeated.", metavar="NAME=VALUE"),
 ]
-Headers = tuple[tuple[str, bytes], ...]
 _FATE = ("workflow", "fate", "reason", "execution", "run", "detail")
 
 
@@ -225,4 +225,6 @@ def _header(given: str) -> tuple[str, bytes]:
     name, equals, value = given.partition("=")
     if not equals or not name:
         raise CommandFailed(f"--header takes NAME=VALUE, not {given!r}", Exit.USAGE)
+    if not is_utf8(name):
+        raise CommandFailed(f"the name of a header must be UTF-8, not {name!r}", Exit.USAGE)
     return name, value.encode(errors="surrogateescape")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from base64 import b64encode
+from heapq import nsmallest
 from typing import Protocol
 
 from flowpilot_schemas.codec import encode
@@ -15,6 +16,9 @@ from flowpilot_schemas.tracing import HEADER
 
 # Key and value together, before base64 makes 4 bytes of 3; the rest is room for detail, names and framing.
 WHOLE = LARGE_MESSAGE * 3 // 4 - 64 * 1024
+
+# No more of the shortest, '{"name":"","value":""},', have room.
+_MOST_HEADERS = DeadLetter.HEADERS // len('{"name":"","value":""},')
 
 
 class ReadRecord(Protocol):
@@ -77,15 +81,36 @@ def dead_letter_key(record: ReadRecord) -> bytes | None:
 
 def _kept(headers: tuple[tuple[str, bytes], ...]) -> list[RecordHeader]:
     """As many as there is room for: the trace goes before, and the short before the long."""
-    told = [RecordHeader(name=_sound(name), value=b64encode(value).decode()) for name, value in headers]
-    sizes = [len(encode([header.name, header.value])) + len('{"name":,"value":}') for header in told]
-    room, kept = DeadLetter.HEADERS, set[int]()
-    for place in sorted(range(len(told)), key=lambda place: (told[place].name != HEADER, sizes[place])):
+    places = range(len(headers))
+    if len(headers) > _MOST_HEADERS:
+        # There may be half a million in a record: only those are looked at that there could be room for.
+        places = nsmallest(  # type: ignore[assignment]
+            _MOST_HEADERS, places, key=lambda place: (headers[place][0] != HEADER, sum(map(len, headers[place])))
+        )
+    told = {place: _header(*headers[place]) for place in places}
+    sizes = {place: len(encode(header.model_dump(exclude_none=True))) + 1 for place, header in told.items()}
+    room, kept = DeadLetter.HEADERS, list[int]()
+    for place in sorted(places, key=lambda place: (headers[place][0] != HEADER, sizes[place], place)):
         room -= sizes[place]
         if room < 0:
             break
-        kept.add(place)
-    return [header for place, header in enumerate(told) if place in kept]
+        kept.append(place)
+    return [told[place] for place in sorted(kept)]
+
+
+def _header(name: str, value: bytes) -> RecordHeader:
+    """As `flowpilot.ports.log.Headers` has it: bytes that are not UTF-8 are lone surrogates in a name."""
+    held = b64encode(value).decode()
+    try:
+        name.encode()
+        return RecordHeader(name=name, value=held)
+    except UnicodeEncodeError:
+        pass
+    try:
+        data = name.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # it stands for a name that is not known
+        return RecordHeader(name="\ufffd", value=held)
+    return RecordHeader(name=data.decode(errors="replace"), name_base64=b64encode(data).decode(), value=held)
 
 
 def _text(detail: str) -> str:

@@ -22,6 +22,15 @@ def is_utf8(name: str) -> bool:
     return name.isascii() or not any("\ud800" <= char <= "\udfff" for char in name)
 
 
+def as_time(timestamp: int) -> int:
+    """A record's timestamp as a time (ms) that a date can hold, with room for any timeout after it: 1970 to 2248.
+
+    Of FlowPilot's own topics the broker's clock is told. Somebody may have altered one to take the producer's word
+    (`message.timestamp.type`), which `flowpilot doctor` reports.
+    """
+    return min(max(timestamp, 0), 2**43)
+
+
 def sendable(headers: Headers) -> Headers:
     """`headers` as every client can send them: a name that is not UTF-8 is written with escapes (`caf\\udce9`)."""
     if all(is_utf8(name) for name, _ in headers):
@@ -37,8 +46,8 @@ class TopicPartition(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A record to be produced. Without `partition`, murmur2 of the key chooses (as Kafka's own clients do). `headers`
-    are sent as `sendable` has them."""
+    """A record to be produced. Without `partition`, murmur2 of the key chooses (as Kafka's own clients do).
+    `headers` are sent as `sendable` has them."""
 
     topic: str
     key: bytes | None
@@ -48,8 +57,8 @@ class Record(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """A record as read. `timestamp` is in ms since the epoch: the broker's on FlowPilot's own topics; elsewhere it may
-    be the producer's, who may write anything, and -1 where there is none."""
+    """A record as read. `timestamp` is in ms since the epoch: the broker's on FlowPilot's own topics; elsewhere it
+    may be the producer's, who may write anything, and -1 where there is none."""
 
     topic: str
     partition: int

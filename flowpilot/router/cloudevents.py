@@ -18,7 +18,7 @@ from __future__ import annotations
 from base64 import b64decode
 from typing import Any, NamedTuple
 
-from flowpilot.ports.log import Fetched, Headers
+from flowpilot.ports.log import HEADERS_LOST, Fetched, Headers, is_utf8
 from flowpilot_schemas.codec import BadRecord, as_object, decode
 
 Attributes = dict[str, Any]
@@ -47,6 +47,9 @@ def read(record: Fetched) -> Arrived:
     value = record.value or b""
     media = told = None
     if record.headers:
+        if record.headers[0][0] == HEADERS_LOST:
+            sentence = "the Kafka client cannot read the record's headers, which may make it a CloudEvent"
+            raise BadRecord("headers_unreadable", sentence)
         media, told = _media_type(record.headers), _told(record.headers)
         if media is not None and media.startswith(_MEDIA):
             _check_format(media)
@@ -147,10 +150,11 @@ def _agree(name: str, held: Any, told: str) -> None:
 
 
 def _told(headers: Headers) -> dict[str, str]:
-    """The `ce_` headers. Raises `BadRecord` if one is no text, or is there twice and differs."""
+    """The `ce_` headers. Raises `BadRecord` if one is no text, or is there twice and differs. One whose name is not
+    UTF-8 is no attribute's: it is left alone, like any header that does not concern FlowPilot."""
     told: dict[str, str] = {}
     for name, value in headers:
-        if name.startswith("ce_"):
+        if name.startswith("ce_") and is_utf8(name):
             tracing = name.removeprefix("ce_") in _TRACING
             text = value.decode(errors="replace") if tracing else _text(name, value)
             if told.setdefault(name, text) != text and not tracing:

@@ -44,7 +44,7 @@ class PositionKey(NamedTuple):
             workflow, topic, partition, topic_id = (key or b"").decode().split("/", 3)
             return cls(workflow, topic, int(partition), topic_id)
         except ValueError:
-            raise BadRecord("wrong_key", f"the key {key!r} is none of a position's") from None
+            raise BadRecord("wrong_key", f"the key {(key or b'')[:100]!r} is none of a position's") from None
 
 
 class TriggerPosition(_Message):

@@ -40,11 +40,16 @@ class Origin(BaseModel):
 
 
 class RecordHeader(BaseModel):
-    """A header of a record; `value` is base64."""
+    """A header of a record; `value` is base64.
+
+    A name that is not UTF-8 has U+FFFD in place of what is not, and its bytes as `name_base64`; of a name that the
+    reader's client did not give there is only the U+FFFD.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
+    name_base64: str | None = None
     value: str
 
 

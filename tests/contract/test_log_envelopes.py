@@ -97,7 +97,9 @@ def test_a_reader_delivers_what_is_compressed(kafka_settings: Settings, codec: s
 
     async def scenario() -> None:
         reader = KafkaReader(reader_properties(kafka_settings))
-        assert [record.value for record in await reader.read(topic, 0, 0, 50)] == [b"%d" % n * 100 for n in range(50)]
+        assert [record.value for record in await reader.read(topic, 0, 0, 50)] == [
+            b"%d" % n * 100 for n in range(50)
+        ]
         reader.close()
 
     run(scenario())

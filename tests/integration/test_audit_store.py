@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from flowpilot.adapters.postgres import definitions, rows
 from flowpilot.adapters.postgres.bulk import TASK_TYPES, Shapes
+from flowpilot.adapters.postgres.dead_letters import Place
 from flowpilot.adapters.postgres.store import PostgresAuditStore
 from flowpilot.app.audit_view import PostgresAuditView
 from flowpilot.app.dead_letters import show_letter
@@ -340,6 +341,12 @@ def test_the_headers_of_a_dead_letter(world: AuditWorld) -> None:
     shown = show_letter(Settings(_env_file=None, database_url=SecretStr(world.url)), 1)
     assert shown is not None
     assert (shown.headers, shown.fields["headers_left_out"]) == (headers, 0)
+
+    latin = (("gr\udcf6\udcdfe", b"1"),)
+    world.write(letters=[Letter(dead_letter(record._replace(offset=4, headers=latin), "x", "", "r"), EPOCH)])
+    again = show_letter(Settings(_env_file=None, database_url=SecretStr(world.url)), Place("user", 1, 4))
+    assert again is not None
+    assert again.headers == latin
 
     foreign = sound.model_copy(update={"offset": 3, "headers": [RecordHeader(name="a", value="a")]})
     with pytest.raises(BatchRefused):

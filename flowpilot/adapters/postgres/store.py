@@ -239,8 +239,9 @@ def _insert_letters(session: Session, letters: Iterable[Letter]) -> None:
         row = message.model_dump(exclude={"v", "type"})
         row["key"] = None if message.key is None else b64decode(message.key)
         row["value"] = None if message.value is None else b64decode(message.value)
-        for header in message.headers or ():
-            b64decode(header.value)  # raises what a foreign letter's would raise for whoever asks
+        row["headers"] = [header.model_dump(exclude_none=True) for header in message.headers or ()] or None
+        for header in message.headers or ():  # raises what a foreign letter's would raise for whoever asks
+            b64decode(header.value), b64decode(header.name_base64 or "")
         rows.append({**row, "reported_at": datetime.fromtimestamp(at / 1000, UTC)})
     session.execute(insert(DeadLetterRow).on_conflict_do_nothing(), rows)
 
