@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from flowpilot_schemas import members, triggers
 from flowpilot_schemas import messages as m
-from flowpilot_schemas import triggers
 from flowpilot_schemas.definition import DefinitionPointer, WorkflowDefinition, WorkflowDeletion
 from flowpilot_schemas.history import FIELDS
 from flowpilot_schemas.topics import Topics
@@ -39,6 +39,7 @@ def public_messages(topics: Topics) -> list[PublicMessage]:
         (topics.replies, m.ExecutionEnded),
         (topics.replies, m.RetryAnswered),
         (topics.dead_letters, m.DeadLetter),
+        (topics.members, members.WorkerAnnounced),
     ]
     for_flowpilot: list[tuple[str, type[BaseModel]]] = [
         (topics.definitions, WorkflowDefinition),
@@ -46,6 +47,7 @@ def public_messages(topics: Topics) -> list[PublicMessage]:
         (topics.definitions, WorkflowDeletion),
         (topics.positions, triggers.TriggerPosition),
         (topics.fates, triggers.TriggerFiltered),
+        (topics.members, members.EngineAnnounced),
         (events, m.StartExecution),
         (events, m.CancelExecution),
         (events, m.RetryExecution),

@@ -12,6 +12,8 @@ MIB = 1 << 20
 
 # One bound for whatever carries definitions, states or poison records.
 LARGE_MESSAGE = 10 * MIB
+# An announcement of a process (see `flowpilot_schemas.members`).
+MEMBER_MESSAGE = 256 << 10
 # How long a step message waits for a worker at most.
 STEP_RETENTION = 7 * DAY
 
@@ -86,6 +88,10 @@ class Topics:
     def fates(self) -> str:
         return f"{self.namespace}.trigger-fates"
 
+    @property
+    def members(self) -> str:
+        return f"{self.namespace}.members"
+
     def steps(self, queue: str) -> str:
         """The worker topic of a queue."""
         return f"{self.namespace}.steps.{queue}"
@@ -136,6 +142,18 @@ class Topics:
             ),
             Topic(self.fates, 1, "delete", 30 * DAY, large),
             Topic(self.definitions, 1, "compact", extra=large),
+            Topic(
+                self.members,
+                1,
+                "compact",
+                # Every process writes some times a minute, and only the last minutes count.
+                extra={
+                    "max.message.bytes": str(MEMBER_MESSAGE),
+                    "segment.ms": str(10 * MINUTE),
+                    "min.cleanable.dirty.ratio": "0.1",
+                    "delete.retention.ms": str(HOUR),
+                },
+            ),
             Topic(self.control, 1, "delete", DAY),
             Topic(self.replies, 4, "delete", HOUR),
         ]
