@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from flowpilot.core.errors import FlowPilotError
 from flowpilot_schemas.limits import Limits
+from flowpilot_schemas.members import LONGEST_SESSION_MS
 from flowpilot_schemas.topics import LARGE_MESSAGE, Topics
 
 PREFIX = "FLOWPILOT_"
@@ -78,6 +79,12 @@ class Settings(BaseSettings):
     )
     member_id: str | None = Field(
         default=None, description="static group membership (KIP-345), one a process; unset: dynamic"
+    )
+    member_session: int = Field(
+        default=30,
+        ge=1,
+        le=LONGEST_SESSION_MS // 1_000,
+        description="seconds that the announcement of a worker or engine counts after its last repetition",
     )
     trigger_limit: int = Field(
         default=Limits().input, ge=1, le=LARGE_MESSAGE // 4, description="largest trigger record"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import faust
@@ -34,6 +35,8 @@ class EngineApp(faust.App):
         self.executions = executions
         self.log_producer = producer
         self.events_topic = settings.topics.events
+        self.announce: Callable[[], Coroutine[Any, Any, None]] | None = None
+        """Runs beside everything else from the beginning."""
         member = settings.member_id
         options: dict[str, Any] = {
             "broker": [f"kafka://{server.strip()}" for server in settings.bootstrap_servers.split(",")],
@@ -81,6 +84,8 @@ class EngineApp(faust.App):
         """Watch the loop from the beginning, not only from the end of recovery as Faust's own tasks."""
         await super().on_start()
         self.add_future(self.executions.pulse.run())
+        if self.announce is not None:
+            self.add_future(self.announce())
 
     def _crash(self, reason: BaseException) -> None:
         # Faust would stop in order, and on its way commit.

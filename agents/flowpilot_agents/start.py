@@ -85,17 +85,21 @@ def run(settings: Settings, build_engine: BuildEngine) -> NoReturn:
 
     import faust  # here, so that a check that fails does not wait for it
 
+    from flowpilot_agents.announce import EngineAnnouncement
     from flowpilot_agents.topology import bind, new_pulse
 
     log_producer = KafkaProducer(producer_properties(settings, gapless=True))
     pulse = new_pulse()
     guarded = GuardedProducer(log_producer, pulse)
     app = bind(settings, build_engine(settings, guarded, meter), guarded, pulse, meter)
+    announcement = EngineAnnouncement(settings)
+    app.announce = announcement.run
     worker = faust.Worker(app, loop=loop, quiet=True, override_logging=False)
     worker.spinner = None
     try:
         worker.execute_from_commandline()
     finally:
+        announcement.leave()
         serving.close()
 
 

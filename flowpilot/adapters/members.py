@@ -16,7 +16,7 @@ import time
 import structlog
 
 from flowpilot.ports.log import Fetched, Producer, Reader, Record
-from flowpilot.ports.members import LiveMembers
+from flowpilot.ports.members import Announced, LiveMembers
 from flowpilot_schemas.codec import BadRecord, decode_object, parse
 from flowpilot_schemas.members import CLOCK_KEY, LONGEST_SESSION_MS, EngineAnnounced, WorkerAnnounced
 from flowpilot_schemas.topics import MEMBER_MESSAGE, MIB
@@ -28,8 +28,6 @@ MOST_RECORDS = 10_000
 MOST_BYTES = 64 * MIB
 MOST_SECONDS = 5.0
 _CHUNK = 250
-
-Announced = WorkerAnnounced | EngineAnnounced
 
 
 class LogMembers:

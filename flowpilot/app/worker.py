@@ -6,21 +6,28 @@ import asyncio
 import threading
 from collections.abc import Callable, Collection, Sequence
 
+from flowpilot.adapters.announcer import LogAnnouncer
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.admin import KafkaAdmin
-from flowpilot.adapters.kafka.config import consumer_properties, producer_properties, reader_properties
+from flowpilot.adapters.kafka.config import (
+    announcer_properties,
+    consumer_properties,
+    producer_properties,
+    reader_properties,
+)
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
 from flowpilot.adapters.opentelemetry import OpenTelemetryTracer
 from flowpilot.app.metrics import serving_metrics
+from flowpilot.app.release import release
 from flowpilot.app.signals import run_until_signalled
 from flowpilot.authoring.workflow import Workflow
 from flowpilot.ports.log import Rebalanced
 from flowpilot.ports.meter import Meter
 from flowpilot.settings import Settings, load_settings
 from flowpilot.worker.handlers import Handlers
-from flowpilot.worker.worker import StepWorker
+from flowpilot.worker.worker import StepWorker, new_worker_id
 
 # Answers that end together travel together: half of the client's CPU for a third of a millisecond.
 _LINGER_MS = 0.3
@@ -49,6 +56,7 @@ class Worker:
         self.queues = (handlers := Handlers(workflows)).queues(queues)
         self._settings = settings
         self._handlers = handlers
+        self._worker_id = new_worker_id()
         self._lock = threading.Lock()
         self._running: tuple[asyncio.AbstractEventLoop, StepWorker] | None = None
         self._stopped = False
@@ -73,6 +81,7 @@ class Worker:
         settings = self._settings
         await asyncio.to_thread(KafkaAdmin(settings).ensure_step_topics, self.queues)
         producer = KafkaProducer({**producer_properties(settings), "linger.ms": _LINGER_MS})
+        announcing = KafkaProducer(announcer_properties(settings))
         reader = KafkaReader(reader_properties(settings))
         try:
             worker = StepWorker(
@@ -90,6 +99,10 @@ class Worker:
                 on_ready=on_ready,
                 meter=meter,
                 tracer=OpenTelemetryTracer(),
+                announcer=LogAnnouncer(announcing, settings.topics.members),
+                session=settings.member_session,
+                release=release(),
+                worker_id=self._worker_id,
             )
             with self._lock:
                 self._running = (asyncio.get_running_loop(), worker)
@@ -100,6 +113,7 @@ class Worker:
             with self._lock:
                 self._running = None
             await asyncio.to_thread(producer.close)
+            await asyncio.to_thread(announcing.close, 0.5)
             await asyncio.to_thread(reader.close)
 
     def stop(self) -> None:
@@ -115,6 +129,8 @@ class Worker:
     ) -> KafkaConsumer:
         # One consumer a queue: each is a member of its own group, so a static id needs nothing more.
         properties = consumer_properties(self._settings, group)
+        if "client.id" not in self._settings.kafka_properties:
+            properties["client.id"] = self._worker_id  # by which `queue list` finds the member's announcement
         return KafkaConsumer(properties, topics, on_assigned=on_assigned, on_revoked=on_revoked)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from flowpilot_schemas.members import EngineAnnounced, WorkerAnnounced
+
+Announced = WorkerAnnounced | EngineAnnounced
 
 
 class LiveMembers(NamedTuple):
@@ -33,4 +36,20 @@ class Members(Protocol):
 
     async def live(self) -> LiveMembers:
         """Everybody whose session has not ended, as of now. Raises `LogUnavailable`."""
+        ...
+
+
+class Announcer(Protocol):
+    """Announces one process. Whatever goes wrong is a warning: the process goes on."""
+
+    async def run(self, what: Callable[[], Announced]) -> None:
+        """Announce `what()` now, after `changed` and every third of its session, until `leave`. Never raises."""
+        ...
+
+    def changed(self) -> None:
+        """What is announced has changed. Called on the event loop."""
+        ...
+
+    async def leave(self) -> None:
+        """Take the announcement back; returns within a second in any case."""
         ...

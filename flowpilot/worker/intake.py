@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -51,7 +51,10 @@ class Events(Protocol):
 
 
 class Intake:
-    """See the module. `window`: records of a partition that may be taken beyond its committed position."""
+    """See the module. `window`: records of a partition that may be taken beyond its committed position.
+
+    `on_change` is called when the assigned partitions have changed.
+    """
 
     def __init__(
         self,
@@ -63,12 +66,14 @@ class Intake:
         *,
         window: int,
         room: int,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._topic = topic
         self._reader = reader
         self._events = events
         self._window = window
         self._room = room
+        self._on_change = on_change
         self._partitions: dict[TopicPartition, AssignedPartition] = {}
         self._waiting = 0
         self._has_room = asyncio.Event()
@@ -81,6 +86,11 @@ class Intake:
         self._pausing = False
         self._closing = False
         self._consumer = consumer(group, [topic], on_assigned=self._on_assigned, on_revoked=self._on_revoked)
+
+    @property
+    def partitions(self) -> list[int]:
+        """The numbers of the assigned partitions, ascending."""
+        return sorted(tp.partition for tp in self._partitions)
 
     def taken(self, count: int = 1) -> None:
         """So many records wait no longer."""
@@ -181,6 +191,7 @@ class Intake:
             self._partitions[tp] = AssignedPartition(tp, self._window, end)
         if self._pausing:
             self._consumer.pause(partitions)
+        self._on_change()
 
     async def _end(self, tp: TopicPartition) -> int | None:
         try:
@@ -204,6 +215,7 @@ class Intake:
         for partition in gone:
             del self._partitions[partition.tp]
             self._events.gone(partition)
+        self._on_change()
 
     async def _handed_over(self, gone: list[AssignedPartition]) -> None:
         # Once closing, nothing more is on its way: what is not finished is handed back.

@@ -18,8 +18,10 @@ from flowpilot.ports import meter as meters
 from flowpilot.ports import tracer as tracers
 from flowpilot.ports.definitions import Definitions, WorkflowDeleted
 from flowpilot.ports.log import LogUnavailable, Producer, Reader
+from flowpilot.ports.members import Announcer
 from flowpilot.ports.meter import Meter
 from flowpilot.ports.tracer import Tracer
+from flowpilot.worker.announced import Announced
 from flowpilot.worker.answers import Answers
 from flowpilot.worker.attempts import Attempts
 from flowpilot.worker.control import Control
@@ -40,6 +42,11 @@ def _wall_clock() -> int:
     return time.time_ns() // 1_000_000
 
 
+def new_worker_id() -> str:
+    """An id of this process's own: `<host>:<pid>:<random>`."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+
+
 class StepWorker:
     """Serves the queues of some workflows over the log ports.
 
@@ -47,7 +54,8 @@ class StepWorker:
     current, also where another version is. `grace`: seconds that running handlers get
     after `stop`; what has not ended then is handed back: redelivered, or failed as `worker_lost` where its start
     is known. `clock` (ms since the epoch) judges `not_after` only.
-    `on_ready` is called with the queues once they are subscribed to.
+    `on_ready` is called with the queues once they are subscribed to. `announcer`: tells others what is served, for
+    `session` seconds at a time, and that it is `release`; without one nobody is told.
     """
 
     def __init__(
@@ -68,8 +76,11 @@ class StepWorker:
         on_ready: Callable[[list[str]], None] = lambda queues: None,
         meter: Meter = meters.OFF,
         tracer: Tracer = tracers.OFF,
+        announcer: Announcer | None = None,
+        session: float = 30.0,
+        release: str = "",
     ) -> None:
-        self.worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.worker_id = worker_id or new_worker_id()
         self.queues = handlers.queues(queues)
         self._handlers = handlers
         self._topics = topics
@@ -84,6 +95,15 @@ class StepWorker:
         self._asked = False  # to stop
         self._hurried = asyncio.Event()  # asked again
         self._intakes: dict[str, Intake] = {}  # by topic
+        self._announced = Announced(
+            self.worker_id,
+            announcer,
+            queues=self.queues,
+            topic=topics.steps,
+            intakes=self._intakes,
+            session=session,
+            release=release,
+        )
         self._answers = Answers(producer)
         self._control = Control(reader, topics.control, lambda: self._attempts.cancel_what_is_over())
         observed = Observed(meter, concurrency)
@@ -120,6 +140,7 @@ class StepWorker:
         """Serve until `stop`. Raises `WorkerExhausted`, `VersionConflict`, or whatever a port raised for good."""
         self._attempts.open()
         tasks: list[asyncio.Task[None]] = []
+        announcing: list[asyncio.Task[None]] = []  # whose end is not the worker's
         try:
             if not await self._prepare():
                 return
@@ -129,12 +150,15 @@ class StepWorker:
                 topic = self._topics.steps(queue)
                 intake = Intake(
                     self._topics.worker_group(queue), topic, self._make_consumer, self._reader, self._attempts,
-                    window=window, room=4 * self._concurrency,
+                    window=window, room=4 * self._concurrency, on_change=self._announced.changed,
                 )  # fmt: skip
                 self._intakes[topic] = intake
                 jobs.append(intake.run())
             tasks = [asyncio.create_task(job) for job in jobs]
             self._on_ready(self.queues)
+            if self._announced.is_on:
+                served = [self._definitions.registered(each.definition) for each in self._handlers.workflows]
+                announcing.append(asyncio.create_task(self._announced.run(served)))
             stopping = asyncio.create_task(self._stopping.wait())
             await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
@@ -142,9 +166,9 @@ class StepWorker:
             await self._leave(tasks)
         finally:
             self._attempts.abandon()
-            for task in tasks:
+            for task in (*tasks, *announcing):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *announcing, return_exceptions=True)
             for intake in self._intakes.values():
                 await intake.close()
             self._attempts.close()
@@ -176,6 +200,7 @@ class StepWorker:
 
     async def _leave(self, tasks: list[asyncio.Task[None]]) -> None:
         """Finish what runs, or hand it back; then every answer and position is in."""
+        leaving = [asyncio.create_task(self._announced.leave())] if self._announced.is_on else []
         for intake in self._intakes.values():
             intake.drain()
         self._attempts.stop_taking()
@@ -197,6 +222,7 @@ class StepWorker:
                 await intake.commit()
             except LogUnavailable as error:
                 _log.warning("the last positions could not be committed", error=str(error))
+        await asyncio.gather(*leaving)
 
 
 def _raise_first(tasks: list[asyncio.Task[None]]) -> None:

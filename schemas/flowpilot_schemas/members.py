@@ -2,8 +2,8 @@
 
 A record's key is `worker/<worker>` or `engine/<engine>`. A process repeats its announcement every third of its
 session; a null value means that it has left. An announcement expires `session_ms` after the LogAppendTime of its
-record. Expiry is judged by the broker's time, not by any process's clock: a reader that needs the current time writes
-a record with the key `clock` and a null value.
+record. Expiry is judged by the broker's time, not by any process's clock: a reader that needs the current time
+writes a record with the key `clock` and a null value.
 
 Announcing is optional: a worker that does not announce runs steps all the same.
 """

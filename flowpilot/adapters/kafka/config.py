@@ -66,6 +66,11 @@ def producer_properties(settings: Settings, *, gapless: bool = False) -> Propert
     }
 
 
+def announcer_properties(settings: Settings) -> Properties:
+    """For announcements: one that is not delivered within seconds is made again, with what is true then."""
+    return {**producer_properties(settings), "message.timeout.ms": 5_000}
+
+
 def consumer_properties(settings: Settings, group: str, *, member: str = "") -> Properties:
     """A group member that commits by hand. `member` tells apart the consumers of one process."""
     static = {"group.instance.id": f"{settings.member_id}{member}"} if settings.member_id else {}
