@@ -16,11 +16,12 @@ Places = dict[tuple[str, int], int]
 
 
 class Member(NamedTuple):
-    """A member of a group. `member`: its static id, else the one Kafka gave it."""
+    """A member of a group. `member`: its static id, else the one Kafka gave it; `client`: its client id."""
 
     member: str
     host: str
     partitions: list[tuple[str, int]]
+    client: str = ""
 
 
 class KafkaGroups:
@@ -95,6 +96,7 @@ def _member(member: Any) -> Member:
         member.group_instance_id or member.member_id,
         str(member.host).removeprefix("/"),
         sorted((item.topic, item.partition) for item in assigned),
+        str(member.client_id or ""),
     )
 
 

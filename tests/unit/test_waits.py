@@ -1,0 +1,137 @@
+"""What a step that is ready waits for, as it is told from who is live."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from flowpilot.adapters.definitions import LogDefinitions
+from flowpilot.adapters.kafka.groups import Member
+from flowpilot.adapters.memory.log import MemoryLog
+from flowpilot.app.members import unannounced
+from flowpilot.app.serving import Needed, Seen, Wait, needed_of, waits_for
+from flowpilot.authoring import Workflow
+from flowpilot.ports.members import LiveMembers
+from flowpilot.settings import Settings
+from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.members import ServedDefinition, WorkerAnnounced, worker_announced
+from flowpilot_schemas.topics import Topics
+
+
+def orders(version: str, returns: type) -> WorkflowDefinition:
+    workflow = Workflow("orders", version=version, queue="mail")
+
+    def send() -> Any:
+        return None
+
+    send.__annotations__["return"] = returns
+    workflow.add_step(send)
+    return workflow.definition
+
+
+ONE, TWO, THREE = orders("1", int), orders("2", int), orders("3", str)
+[NEEDED] = needed_of(ONE)
+
+
+def worker(name: str, *definitions: WorkflowDefinition, **fields: Any) -> WorkerAnnounced:
+    found = worker_announced(
+        name,
+        started_at="",
+        release="",
+        queues={"mail": [0]},
+        definitions=[
+            ServedDefinition(workflow=each.name, version=each.version, definition=each.hash) for each in definitions
+        ],
+        session_ms=30_000,
+    )
+    return found.model_copy(update=fields)
+
+
+def registered(*definitions: WorkflowDefinition) -> LogDefinitions:
+    async def register() -> LogDefinitions:
+        log, topic = MemoryLog(), Topics().definitions
+        log.create_topic(topic, 1, compacted=True)
+        found = LogDefinitions(log.producer(), log.reader(), topic)
+        for definition in definitions:
+            await found.register(definition)
+        return found
+
+    return asyncio.run(register())
+
+
+def told(
+    *workers: WorkerAnnounced, others: int = 0, is_complete: bool = True, needed: Needed = NEEDED
+) -> tuple[str, str, str | None]:
+    seen = Seen(LiveMembers(list(workers), [], 0, is_complete), {"mail": others}, registered(ONE, TWO, THREE))
+    return tuple(waits_for(needed, seen))
+
+
+START = "flowpilot worker MODULE:orders"
+
+
+def test_queue_without_a_worker_names_the_command_that_starts_one() -> None:
+    assert told() == ("no_worker", "a worker: queue mail has none", START)
+    elsewhere = worker("w1", ONE, queues={"other": [0]})
+    assert told(elsewhere) == ("no_worker", "a worker: queue mail has none", START)
+
+
+def test_version_that_nobody_serves_is_named_with_those_served() -> None:
+    remedy = f"{START} with the code of version 1"
+    assert told(worker("w1", THREE)) == (
+        "not_served",
+        "a worker that serves orders 1: the worker of queue mail serves 3",
+        remedy,
+    )
+    several = [orders(str(version), str) for version in range(10, 17)]
+    assert told(worker("w1", THREE), worker("w2", *several))[1] == (
+        "a worker that serves orders 1: the 2 workers of queue mail serve 3, 10, 11, 12, 13 and 3 more"
+    )
+    assert told(worker("w1"))[1] == (
+        "a worker that serves orders 1: the worker of queue mail serves no version of orders"
+    )
+
+
+def test_step_that_is_served_waits_for_its_turn() -> None:
+    assert told(worker("w1", ONE)) == ("busy", "the worker of queue mail that serves it", None)
+    assert told(worker("w1", ONE), worker("w2", THREE, ONE), worker("w3", THREE), others=1) == (
+        "busy",
+        "one of the 2 workers of queue mail that serve it",
+        None,
+    )
+
+
+def test_workers_that_do_not_announce_may_serve_it() -> None:
+    doubt = "a worker of queue mail that does not announce all that is served"
+    assert told(others=1) == ("unannounced", doubt, None)
+    assert told(worker("w1", THREE, definitions_left_out=9)) == ("unannounced", doubt, None)
+    assert told(worker("w1", THREE), others=2)[1] == (
+        "one of 2 workers of queue mail that do not announce all that is served"
+    )
+
+
+def test_nothing_is_missed_where_more_is_announced_than_is_read() -> None:
+    assert told(is_complete=False)[0] == "unannounced"
+
+
+@pytest.mark.parametrize(
+    ("clients", "expected"),
+    [
+        ([], 0),  # announced, and not a member yet
+        (["w1"], 0),
+        (["w1", "a foreign one"], 1),
+        (["set by kafka_properties"], 0),
+        (["set by kafka_properties", "set by kafka_properties"], 1),
+    ],
+)
+def test_members_of_the_group_that_do_not_announce_are_counted(clients: list[str], expected: int) -> None:
+    settings = Settings(_env_file=None)
+    members = {settings.topics.worker_group("mail"): [Member("m", "host", [], client) for client in clients]}
+    live = LiveMembers([worker("w1", ONE)], [], 0)
+    assert unannounced(["mail"], members, settings, live) == {"mail": expected}
+
+
+def test_every_step_of_a_definition_is_needed() -> None:
+    assert Needed("mail", "orders", "1", ONE.hash, "send") == NEEDED
+    assert Wait("busy", "").remedy is None
