@@ -16,6 +16,7 @@ from flowpilot.core.clip import clipped_or_none
 from flowpilot.core.decision import Decision
 from flowpilot.core.draft import Draft
 from flowpilot.core.inputs import MAX_DEPTH, is_deeper
+from flowpilot.core.rule_sets import FIRST
 from flowpilot.core.state import REFUSAL_KEPT_MS, Execution
 from flowpilot.core.status import (
     IN_FLIGHT,
@@ -74,6 +75,7 @@ def opened(message: StartExecution, offset: int) -> Execution:
         version=message.version,
         definition=message.definition,
         limits=message.limits,
+        rules=message.rules or FIRST,
         key=message.key,
         origin=message.origin.model_dump() if message.origin else None,
         reply=message.reply.model_dump() if message.reply else None,

@@ -94,13 +94,16 @@ def goes_with(state: Execution, message: RetryForget) -> bool:
     return over and state.run == message.run and state.retry is not None
 
 
-def decide_retry(state: Execution, message: RetryExecution, at: int) -> list[e.CoreEvent]:
-    """What the root `state` answers to a request. The caller made sure that it is known or can begin anew."""
+def decide_retry(state: Execution, message: RetryExecution, at: int, permitted: int) -> list[e.CoreEvent]:
+    """What the root `state` answers to a request. The caller made sure that it is known or can begin anew.
+
+    `permitted` is the highest rule set that may be asked for there.
+    """
     reply = message.reply.model_dump(mode="json", exclude_none=True) if message.reply else None
     for retry in state.retries:
         if retry.request == message.request:
             return [e.RetryKnown(message.execution, message.request, retry_id(state.id, retry.number), reply)]
-    refusal = why_not(state, message)
+    refusal = why_not(state, message, permitted)
     if refusal is not None:
         asked = (clipped(message.actor, _TEXT_LIMIT), clipped(message.reason, _TEXT_LIMIT), message.request)
         refused = e.RetryRefused(message.execution, *asked, *refusal, reply)

@@ -41,6 +41,14 @@ def can_begin_anew(message: RetryExecution) -> bool:
     )
 
 
+def above(rules: int, permitted: int) -> str:
+    """For a start, or a request for one, that asks for a rule set which is not permitted where it lies."""
+    return (
+        f"it asks for rule set {rules}, and {permitted} is the highest that is permitted here: leave `rules` out, "
+        "or run `flowpilot setup` when all engines are of a release that has it"
+    )
+
+
 def gone(message: RetryExecution) -> Refusal:
     """For an execution that is no longer held, or never was."""
     if message.from_start:
@@ -53,8 +61,10 @@ def gone(message: RetryExecution) -> Refusal:
     )
 
 
-def why_not(state: Execution, message: RetryExecution) -> Refusal | None:
-    """Why the root `state` grants no retry; None if it does."""
+def why_not(state: Execution, message: RetryExecution, permitted: int) -> Refusal | None:
+    """Why the root `state` grants no retry; None if it does. `permitted`: the highest rule set there."""
+    if message.rules is not None and message.rules > permitted:
+        return Refusal("rules_not_permitted", above(message.rules, permitted))
     execution, number = message.execution, retry_number(message.execution)
     retry = family.find(state, number)
     status: str | None = str(state.status) if number == 0 else retry.status if retry else None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from flowpilot.core.rule_sets import FIRST
 from flowpilot.core.status import ExecutionStatus, StepStatus
 from flowpilot_schemas.history import GENESIS
 from flowpilot_schemas.limits import Limits
@@ -106,6 +107,8 @@ class Execution(NamedTuple):
     retries: tuple[Retry, ...] = ()
     last_retry: int = 0
     traceparent: str | None = None
+    # The rule set by which this run is folded, from its start to its end.
+    rules: int = FIRST
     outbox: tuple[OutboxEntry, ...] = ()
 
     @property
@@ -173,6 +176,7 @@ _OPTIONAL: dict[str, Any] = {
     "retry": None,
     "last_retry": 0,
     "traceparent": None,
+    "rules": FIRST,
 }
 _DEFAULT_LIMITS = Limits()
 

@@ -10,6 +10,7 @@ from flowpilot.core.murmur2 import partition_of
 from flowpilot.engine.changelog import Changelog
 from flowpilot.engine.errors import EngineHalt, PartitionStopped
 from flowpilot.engine.owned import OwnedPartition, Watermark, unreadable
+from flowpilot.engine.rule_sets import check_rule_sets
 from flowpilot.engine.table import WATERMARK_KEY, PartitionTable
 from flowpilot.engine.trial import CRASHES
 from flowpilot.ports.log import Reader
@@ -46,14 +47,16 @@ async def claim(
     committed: int | None,
     nonce: str,
     now: int,
+    rules: int,
 ) -> tuple[OwnedPartition, int]:
     """The partition as owned, and the offset of the events topic to read on from.
 
     `table` holds what recovery read of the changelog. Raises `PartitionStopped` for a log that is not the one
-    the table was folded from, `EngineHalt` if no claim succeeds.
+    the table was folded from or that permits a rule set above `rules`, `EngineHalt` if no claim succeeds.
     """
     low, end = await reader.bounds(events.topics.events, table.partition)
     _check_log(table, events, low, end)
+    check_rule_sets(table, rules)
     _check_age(table, now)
     epoch = await _append_claim(table, changelog, events.topic_id, nonce)
     table.claimed_at = max(table.claimed_at, now)
@@ -61,6 +64,7 @@ async def claim(
     # An earlier owner may have gone on until the claim: what it wrote was merged, and may be newer than `end`.
     low, end = await reader.bounds(events.topics.events, table.partition)
     _check_log(table, events, low, end)
+    check_rule_sets(table, rules)
     await _repair(table, changelog, epoch)
     start = won.offset + 1 if committed is None else min(committed, won.offset + 1)
     if committed is None:

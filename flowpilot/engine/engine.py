@@ -30,6 +30,7 @@ from flowpilot.engine.table import WATERMARK_KEY, Entry, PartitionTable
 from flowpilot.engine.trial import Fate
 from flowpilot.ports.log import Fetched, Producer, Reader
 from flowpilot.ports.meter import OFF, Meter
+from flowpilot_schemas import messages as m
 from flowpilot_schemas.definition import WorkflowDefinition
 
 _IDLE_CHECK_MS = 3_000
@@ -61,7 +62,10 @@ class _Work:
 
 
 class Engine:
-    """Owns partitions of the events topic. `clock` is this machine's time in ms: it only wakes timers."""
+    """Owns partitions of the events topic. `clock` is this machine's time in ms: it only wakes timers.
+
+    `rules`: the highest rule set that this release has.
+    """
 
     def __init__(
         self,
@@ -72,12 +76,14 @@ class Engine:
         clock: Callable[[], int],
         nonce: Callable[[], str] = lambda: uuid.uuid4().hex,
         meter: Meter = OFF,
+        rules: int | None = None,
     ) -> None:
         self._events = events
         self._reader = reader
         self._definitions = definitions
         self._clock = clock
         self._nonce = nonce
+        self._rules = m.RULES if rules is None else rules
         self._observed = Observed(meter)
         self._changelog = Changelog(events.topics.changelog, producer, reader)
         self._sender = Sender(events, producer)
@@ -108,7 +114,8 @@ class Engine:
         self.stopped.pop(partition, None)
         try:
             owned, start = await claim(
-                table, self._events, self._changelog, self._reader, committed, self._nonce(), self._clock()
+                *(table, self._events, self._changelog, self._reader),
+                *(committed, self._nonce(), self._clock(), self._rules),
             )
         except PartitionStopped as stop:
             self._stop(partition, stop)
@@ -209,6 +216,7 @@ class Engine:
             self._known,
             lambda bound: owned.forgets.reached(bound, len(owned.forgets)),
             lambda offset: owned.owing.get(offset, ()),
+            self._rules,
         )
         fold = Fold(frame)
         for position, record in enumerate(records):

@@ -17,12 +17,12 @@ from flowpilot.core.notices import refusal_of
 from flowpilot.core.payloads import PayloadGone, may_lack_payloads
 from flowpilot.core.render import Home, render
 from flowpilot.core.state import Execution, OutboxEntry
-from flowpilot.engine.errors import PartitionStopped
 from flowpilot.engine.given_up import give_up, leave_unread
 from flowpilot.engine.keys import output_key
 from flowpilot.engine.outputs import Outputs
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.reading import Message, execution_of, is_undeliverable, read, read_or_none
+from flowpilot.engine.rule_sets import fold_raise
 from flowpilot.engine.starting import Known, begin, holds
 from flowpilot.ports.log import Fetched
 from flowpilot_schemas import messages as m
@@ -53,6 +53,8 @@ class Frame:
     forgettable: Callable[[int], Iterable[str]]
     # The executions that have an unsent decision on the record at this offset: whom a Forget made speak.
     owing: Callable[[int], Iterable[str]]
+    # The highest rule set that this release has: it stops where a higher one is permitted.
+    rules: int = m.RULES
 
 
 class Fold:
@@ -87,6 +89,9 @@ class Fold:
         match message:
             case m.Forget():
                 self._forget(record, message)
+            case m.RulesPermitted():
+                frame = self._frame
+                fold_raise(record, message, self._overlay, self.outputs, frame.recovered_watermark, frame.rules)
             case m.RetryExecution():
                 self._for_execution(record, root_id(message.execution), message)
             case m.StartExecution() | m.CancelExecution() | m.TimerFired():
@@ -169,7 +174,6 @@ class Fold:
         """What a root decides on its retries (`flowpilot.core.lineage`), and that a retry goes with its root."""
         match message:
             case m.RetryExecution():
-                self._check_rules(record, message.rules)
                 known, anew = refusals.is_known(state, message), refusals.can_begin_anew(message)
                 if state is None and anew and record.offset <= self._frame.recovered_watermark:
                     return  # taken up before, and all of it forgotten since
@@ -178,7 +182,8 @@ class Fold:
                     return
                 begins = state is None or not (known or state.retries)
                 root = lineage.opened(message, record.offset) if state is None or begins else state
-                events = lineage.decide_retry(root, message, record.timestamp)
+                permitted = self._overlay.rule_sets().permitted_at(record.offset)
+                events = lineage.decide_retry(root, message, record.timestamp, permitted)
                 self._commit(record, state, lineage.decision(root, events), begins=begins)
             case m.RetryEnded() if state is None or lineage.is_marker(state):
                 self.outputs.disown(record, message)
@@ -200,15 +205,7 @@ class Fold:
         self.outputs.dead_letter(record, "unknown_execution", refusal.detail)
         self.outputs.send(refusal_of(message, refusal.reason, refusal.detail))
 
-    def _check_rules(self, record: Fetched, rules: int) -> None:
-        if rules > m.RULES:
-            raise PartitionStopped(
-                f"partition {record.partition} holds an execution with rules {rules} at offset "
-                f"{record.offset}; this release knows rules up to {m.RULES}: upgrade the engine"
-            )
-
     def _start(self, record: Fetched, state: Execution | None, message: m.StartExecution) -> None:
-        self._check_rules(record, message.rules)
         if state is not None and holds(state, message):
             self._commit(record, state, decide.decide_again(state, message))
             return

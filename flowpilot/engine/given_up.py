@@ -6,7 +6,7 @@ late: it loses against what is put here (`Entry.bars`).
 
 from __future__ import annotations
 
-from flowpilot.engine.keys import output_key
+from flowpilot.engine.keys import RULES_KEY, output_key
 from flowpilot.engine.overlay import Overlay
 from flowpilot.engine.reading import execution_of, read_or_none, root_of
 from flowpilot.ports.log import Fetched
@@ -27,6 +27,8 @@ def give_up(overlay: Overlay, record: Fetched) -> None:
 
 def leave_unread(overlay: Overlay, record: Fetched) -> None:
     """The same without reading it: its key tells the family of executions that it may concern."""
+    if record.key == RULES_KEY:
+        overlay.bar_rule_sets(record.offset)
     root = root_of(record)
     if root is None:
         return

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from flowpilot.engine.table import WATERMARK_KEY
 
 _DEFINITION = b"def/"
+RULES_KEY = b"rules"
+_OF_THE_PARTITION = (WATERMARK_KEY, RULES_KEY)
 
 
 def state_key(execution: str) -> bytes:
@@ -38,7 +40,7 @@ class Payload(NamedTuple):
 
 def payload_of(key: bytes) -> Payload | None:
     """The run whose input or output lies under `key`; None for every other kind of key."""
-    if key == WATERMARK_KEY or key.startswith(_DEFINITION) or b"/" not in key:
+    if key.startswith(_DEFINITION) or b"/" not in key:
         return None
     execution, run = key.split(b"/")[:2]
     return Payload(execution.decode(), int(run))
@@ -46,4 +48,4 @@ def payload_of(key: bytes) -> Payload | None:
 
 def is_state(key: bytes) -> bool:
     """Whether an execution's state lies under `key`."""
-    return b"/" not in key and key != WATERMARK_KEY
+    return b"/" not in key and key not in _OF_THE_PARTITION

@@ -7,8 +7,9 @@ from functools import partial
 from typing import TypeVar
 
 from flowpilot.core.payloads import PayloadGone
+from flowpilot.core.rule_sets import RuleSets
 from flowpilot.core.state import Execution, decode_execution, encode_execution
-from flowpilot.engine.keys import definition_key, input_key, output_key, state_key
+from flowpilot.engine.keys import RULES_KEY, definition_key, input_key, output_key, state_key
 from flowpilot.engine.owned import unreadable
 from flowpilot.engine.table import PartitionTable
 from flowpilot_schemas.definition import WorkflowDefinition
@@ -28,6 +29,8 @@ class Overlay:
         self._payloads: dict[bytes, tuple[bytes | None, int]] = {}  # None: there is none, and none may turn up
         self._definitions: dict[str, tuple[WorkflowDefinition, int]] = {}
         self._barring: dict[str, int] = {}
+        self._rule_sets: dict[bytes, RuleSets] = {}
+        self._bars_rule_sets = False
         self._undo: list[Callable[[], object]] = []
         self.changed: dict[str, Execution] = {}
         # Runs whose key another run has taken: nobody will ask for their inputs and outputs again.
@@ -93,6 +96,24 @@ class Overlay:
         if stored is None or stored.src >= src:
             self._set(self._payloads, key, (None, src))
 
+    def rule_sets(self) -> RuleSets:
+        """What the partition permits, after what was folded so far. Raises `PartitionStopped` for another's."""
+        if RULES_KEY in self._rule_sets:
+            return self._rule_sets[RULES_KEY]
+        try:
+            return RuleSets.decode(self._table.get(RULES_KEY))
+        except ValueError as error:
+            raise unreadable(self._table.partition, RULES_KEY, error) from None
+
+    def put_rule_sets(self, rule_sets: RuleSets) -> None:
+        """Set what the partition permits."""
+        self._set(self._rule_sets, RULES_KEY, rule_sets)
+
+    def bar_rule_sets(self, src: int) -> None:
+        """The raise at `src` is given up: whoever has folded it may have no say on what is permitted."""
+        self.put_rule_sets(self.rule_sets()._replace(src=src))
+        self._bars_rule_sets = True
+
     def put_definition(self, definition: WorkflowDefinition, src: int) -> None:
         """Copy a definition into the partition: from now on its fold needs nothing else."""
         self._set(self._definitions, definition.hash, (definition, src))
@@ -127,10 +148,13 @@ class Overlay:
         return stored
 
     def writes(self) -> Iterable[Write]:
-        """The changelog records of the batch but the watermark: payloads before the states that name them.
+        """The changelog records of the batch but the watermark: what starts are judged by before all, payloads
+        before the states that name them.
 
         What bars a payload comes after what bars the state that may name it.
         """
+        for key, rule_sets in self._rule_sets.items():
+            yield key, rule_sets.encode(), rule_sets.src, self._bars_rule_sets
         for definition, src in self._definitions.values():
             yield definition_key(definition.hash), definition.model_dump_json().encode(), src, False
         for key, (value, src) in self._payloads.items():

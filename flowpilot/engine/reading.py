@@ -43,7 +43,7 @@ def read(record: Fetched) -> m.Event:
         elif isinstance(message, m.RetryEnded):
             is_retry = is_execution_id(message.retry) and message.retry != message.execution
             _require(is_retry and root_id(message.retry) == message.execution, "retry is no retry of execution")
-    elif not isinstance(message, m.Forget):
+    elif not isinstance(message, m.Forget | m.RulesPermitted):
         _require(TaskId.parse(message.task_id) is not None, "task_id is not a task id")
     return message
 
@@ -63,7 +63,7 @@ def read_or_none(record: Fetched) -> m.Event | None:
 
 def execution_of(message: m.Event | None) -> str | None:
     """The execution whose state the message is folded into; None for none, or one that concerns the partition."""
-    if message is None or isinstance(message, m.Forget):
+    if message is None or isinstance(message, m.Forget | m.RulesPermitted):
         return None
     if isinstance(message, m.RetryExecution):
         return root_id(message.execution)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flowpilot.core import decide, lineage
+from flowpilot.core import decide, lineage, refusals
 from flowpilot.core.decision import Decision
 from flowpilot.core.payloads import PayloadGone
 from flowpilot.core.state import Execution
@@ -31,7 +31,12 @@ def begin(record: Fetched, message: m.StartExecution, overlay: Overlay, known: K
     """
     given, place = encode(message.input), (message.retry.input_of if message.retry else None)
     reason, detail, definition = "", "", None
-    if lineage.is_late(message, record.timestamp):
+    permitted = overlay.rule_sets().permitted_at(record.offset)
+    rules = permitted if message.rules is None else message.rules
+    message = message.model_copy(update={"rules": rules})
+    if rules > permitted:
+        reason, detail = "rules_not_permitted", refusals.above(rules, permitted)
+    elif lineage.is_late(message, record.timestamp):
         reason, detail = "too_late", "it was asked for more than a day before it began; ask for another retry"
     elif place is not None:
         try:

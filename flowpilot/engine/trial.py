@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from flowpilot.engine.owned import OwnedPartition
 from flowpilot.engine.reading import is_folded
+from flowpilot.engine.rule_sets import is_raise
 from flowpilot.ports.log import Fetched
 
 # A record in hand at this many crashes is not folded any more.
@@ -54,7 +55,7 @@ def fate(owned: OwnedPartition, share: Share) -> Fate:
     """What becomes of the share. It reads the record: the share has to be written down before."""
     if share.crashes >= 2 * CRASHES:
         return Fate.LEFT_UNREAD
-    if share.crashes >= CRASHES and not _is_half_done(owned, share.records[0]):
+    if share.crashes >= CRASHES and not (_is_half_done(owned, share.records[0]) or is_raise(share.records[0])):
         return Fate.GIVEN_UP
     return Fate.FOLDED
 

@@ -56,6 +56,7 @@ def public_messages(topics: Topics) -> list[PublicMessage]:
         (events, m.RetryForget),
         (events, m.TimerFired),
         (events, m.Forget),
+        (events, m.RulesPermitted),
     ]
     events_of_history = partial(_history_schema, FIELDS)
     history = PublicMessage("history", topics.history, "A fact that the engine decided.", events_of_history)

@@ -18,6 +18,7 @@ from flowpilot_schemas.own import RetryCheck as RetryCheck
 from flowpilot_schemas.own import RetryEnded as RetryEnded
 from flowpilot_schemas.own import RetryForget as RetryForget
 from flowpilot_schemas.own import RetryOf as RetryOf
+from flowpilot_schemas.own import RulesPermitted as RulesPermitted
 from flowpilot_schemas.own import TimerFired as TimerFired
 from flowpilot_schemas.tracing import Traceparent
 from flowpilot_schemas.wire import Key, Message, Name, Offset, RequestId, Text
@@ -27,7 +28,7 @@ from flowpilot_schemas.wire import ReplyTo as ReplyTo
 from flowpilot_schemas.wire import Untyped as Untyped
 
 RULES = 1
-"""The newest set of fold rules that this release knows (field `rules` of StartExecution)."""
+"""The newest rule set that this release has (field `rules` of StartExecution; see `RulesPermitted`)."""
 
 
 class Trigger(Message):
@@ -43,8 +44,9 @@ class Trigger(Message):
 class StartExecution(Message):
     """Start an execution, or find the one that the id names already. `input` was validated by the producer.
 
-    Only the engine starts an `R.n`: `retry` says what of (see `RetryExecution`). `traceparent` (W3C Trace Context)
-    goes with every step message; what is none is ignored.
+    `rules` is the rule set to fold it by, which must be permitted where the record lies (see `RulesPermitted`);
+    without it, the highest that is. Only the engine starts an `R.n`: `retry` says what of (see `RetryExecution`).
+    `traceparent` (W3C Trace Context) goes with every step message; what is none is ignored.
     """
 
     type: Literal["execution.start"] = "execution.start"
@@ -52,7 +54,7 @@ class StartExecution(Message):
     workflow: Name
     version: Text
     definition: Text
-    rules: Annotated[int, Field(ge=1)] = RULES
+    rules: Annotated[int, Field(ge=1)] | None = None
     limits: Limits = Limits()
     key: Key | None = None
     input: JsonValue = None
@@ -91,7 +93,7 @@ class RetryExecution(Message):
     definition: Text | None = None
     input: GivenInput | None = None
     known: Annotated[int, Field(ge=0, le=MAX_RETRY)] = 0
-    rules: Annotated[int, Field(ge=1)] = RULES
+    rules: Annotated[int, Field(ge=1)] | None = None
     limits: Limits = Limits()
     reply: ReplyTo | None = None
     traceparent: Traceparent = None
@@ -181,6 +183,7 @@ Event = (
     | StepHeartbeat
     | TimerFired
     | Forget
+    | RulesPermitted
 )
 
 EVENT_TYPES: dict[str, type[Event]] = {
@@ -193,6 +196,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "step.heartbeat": StepHeartbeat,
     "timer.fired": TimerFired,
     "partition.forget": Forget,
+    "rules.permitted": RulesPermitted,
     "retry.ended": RetryEnded,
     "retry.check": RetryCheck,
     "retry.forget": RetryForget,

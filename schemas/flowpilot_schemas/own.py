@@ -47,6 +47,17 @@ class Forget(Message):
     before: Annotated[int, Field(ge=0, le=2**62)]
 
 
+class RulesPermitted(Message):
+    """From this record on, starts on its partition may ask for the rule set `rules`, one above the last permitted.
+
+    `flowpilot setup` writes one to each partition, under the key `rules`, when all engines have that set: an engine
+    that does not have it stops there.
+    """
+
+    type: Literal["rules.permitted"] = "rules.permitted"
+    rules: Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
 class RetryEnded(Message):
     """The engine to itself: the retry `retry` of the root `execution` is over; it is kept until `until` (ms)."""
 
