@@ -8,7 +8,7 @@ export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch demo test check format simulate exhaustive fuzz mutants bench scale kill-loop clean
+.PHONY: help setup fetch demo test check format simulate exhaustive model fuzz mutants bench scale kill-loop clean
 
 help:
 	@echo 'Examples'
@@ -26,6 +26,7 @@ help:
 	@echo '  format     let ruff format the code'
 	@echo '  simulate   the whole pipeline under faults, seed by seed (SEEDS=1000; ARGS="--seed 17" does one again)'
 	@echo '  exhaustive take one execution through everything that can come, up to 7 records (ARGS=… other bounds)'
+	@echo '  model      explore the commit protocol state by state, two minutes (ARGS=--long: an hour; needs rustc)'
 	@echo '  fuzz       give every decoder RUNS=100000 inputs that coverage guides (ARGS=… goes to the campaign)'
 	@echo '  mutants    plant defects and show which tests find each (ARGS=… goes to the run)'
 	@echo '  bench      measure throughput and latency (ARGS=… goes to the benchmark)'
@@ -68,6 +69,9 @@ scale: fetch
 
 exhaustive: setup
 	@$(BIN)/python -m tests.exhaustive $(ARGS)
+
+model: setup
+	@$(BIN)/python -m tests.model $(ARGS)
 
 kill-loop: fetch
 	@$(BIN)/python -m tests.chaos.kill_loop $(ARGS)

@@ -45,7 +45,7 @@ class RuleSets(NamedTuple):
 
     def encode(self) -> bytes:
         """The value under the partition's key `rules`."""
-        return orjson.dumps({"src": self.src, "raises": self.raises})
+        return orjson.dumps({"src": self.src, "raises": [list(entry) for entry in self.raises]})
 
     @classmethod
     def decode(cls, value: bytes | None) -> RuleSets:

@@ -92,6 +92,9 @@ class Watched(World):
 class Storm:
     """One run. `verdict()` after `run()` is the list of what is wrong."""
 
+    newest: int | None = None
+    """The rule sets that the engines have which bring everything to its end."""
+
     def __init__(self, seed: int, length: int = 600) -> None:
         self.chance = random.Random(seed)
         self.length = length
@@ -167,7 +170,10 @@ class Storm:
                 before.commit(partition)
             before.give_back(partition)
         fresh = not idle or (len(world.owners) < 3 and self.chance.random() < 0.5)
-        (Owner(world) if fresh else self.chance.choice(idle)).take(partition)
+        (self._process() if fresh else self.chance.choice(idle)).take(partition)
+
+    def _process(self) -> Owner:
+        return Owner(self.world)
 
     def _fault(self) -> None:
         world, chance = self.world, self.chance
@@ -330,7 +336,7 @@ class Storm:
             owner.crash(ghosts=self.chance.random() < 0.5)
         answered: set[tuple[int, int]] = set()
         for _ in range(9):
-            owner = Owner(world)
+            owner = Owner(world, rules=self.newest)
             try:
                 self._finish(owner, answered)
                 self.last = owner
@@ -389,7 +395,7 @@ class Storm:
 
     def verdict(self) -> list[str]:
         """What differs from the run of the same events that no fault ever touched."""
-        found, wanted = left_by(self.world), left_by(undisturbed(self.world))
+        found, wanted = left_by(self.world), left_by(undisturbed(self.world, self.newest))
         wrong = [*self.problems, *self.world.early[:1], *found.problems, *wanted.problems]
         for name in ("history", "heads", "steps"):
             wrong += [f"{name}: {line}" for line in _differences(getattr(found, name), getattr(wanted, name))]
@@ -441,11 +447,13 @@ class _Quiet:
         ]
 
 
-def undisturbed(world: World) -> World:
+def undisturbed(world: World, rules: int | None = None) -> World:
     """The same events folded by one engine without faults."""
     other = World(world.partitions, world.definitions.by_hash.values())
     engine = Engine(
-        other.events_topic(), _Quiet(other), other.log.reader(), other.definitions, lambda: other.now, other.nonce
+        *(other.events_topic(), _Quiet(other), other.log.reader(), other.definitions),
+        *(lambda: other.now, other.nonce),
+        rules=rules,
     )
     for partition in range(world.partitions):
         Call(engine.assign(partition, None)).to_end()

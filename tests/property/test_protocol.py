@@ -9,10 +9,13 @@ from __future__ import annotations
 import pytest
 
 from flowpilot.core import notices
+from flowpilot.core.state import decode_execution
 from flowpilot.engine import trial
+from flowpilot.engine.keys import is_state
 from flowpilot.engine.table import entry_of
 from tests.mutants.catalogue import Mutant
 from tests.mutants.protocol import planted
+from tests.property.releases import Releases, releases
 from tests.property.storm import Storm, storm
 from tests.unit.engine_world import T, quiet  # noqa: F401
 
@@ -74,3 +77,29 @@ def seeds_needed(most: int = _MUTANT_SEEDS) -> int | None:
 def test_the_storm_finds_a_rule_that_is_left_out(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant.plant(monkeypatch)
     assert seeds_needed() is not None
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS // 3, _AT_ONCE))
+def test_engines_of_all_releases_judge_starts_alike(first: int) -> None:
+    wrong = {seed: found[:5] for seed in range(first, first + _AT_ONCE) if (found := releases(seed))}
+    assert not wrong
+
+
+def test_the_storm_of_releases_reaches_what_it_is_for() -> None:
+    """Of some seeds: starts begin by each set, or are refused; engines stop; raises are skipped."""
+    begun: set[object] = set()
+    reasons: set[str] = set()
+    stops = 0
+    for seed in range(8):
+        run = Releases(seed)
+        run.run()
+        stops += run.stops
+        for record in run.world.log.records(T.changelog):
+            if is_state(record.key or b"") and record.value is not None:
+                begun.add(decode_execution(record.value).rules)
+        reasons |= {
+            str(value.get("reason")) for value in run.world.values(T.history) + run.world.values(T.dead_letters)
+        }
+    assert begun >= {1, 2, 3}
+    assert reasons >= {"rules_not_permitted", "rules_skipped"}
+    assert stops > 5

@@ -161,12 +161,13 @@ class Call:
 class Owner:
     """A process with an engine: its positions, and what it finished but did not commit yet."""
 
-    def __init__(self, world: World, skew: int = 0, meter: Meter = OFF) -> None:
+    def __init__(self, world: World, skew: int = 0, meter: Meter = OFF, rules: int | None = None) -> None:
         self.world = world
         self.line = Line(world)
         reader = world.log.reader()
         self.engine = Engine(
-            world.events_topic(), self.line, reader, world.definitions, lambda: world.now + skew, world.nonce, meter
+            *(world.events_topic(), self.line, reader, world.definitions),
+            *(lambda: world.now + skew, world.nonce, meter, rules),
         )
         self.reader = reader
         self.positions: dict[int, int] = {}
@@ -316,9 +317,13 @@ class World:
         self.event(message, message.execution)
         return message.execution
 
-    def owner(self, *partitions: int) -> Owner:
-        """A new process that has taken these partitions (0 by default)."""
-        owner = Owner(self)
+    def raise_to(self, rules: int, partition: int = 0) -> int:
+        """A raise of the partition's permitted rule set; its offset."""
+        return self.raw(encode_message(m.RulesPermitted(rules=rules)), partition, b"rules")
+
+    def owner(self, *partitions: int, rules: int | None = None) -> Owner:
+        """A new process, of a release with these rule sets, that has taken these partitions (0 by default)."""
+        owner = Owner(self, rules=rules)
         for partition in partitions or (0,):
             owner.take(partition).to_end()
         return owner

@@ -242,12 +242,12 @@ def test_late_records_after_a_long_stand_still_stop_the_partition() -> None:
     others_go_on(world, world.owner(0, 1), "rebuild")
 
 
-def test_rules_of_a_later_release_stop_the_partition_before_that_record() -> None:
+def test_an_unknown_permitted_set_stops_the_partition_at_its_raise() -> None:
     world = World(2)
     owner = world.owner(0, 1)
-    mine = [key for key in map(str, range(40)) if world.home(starting_id(key)) == 0][:2]
-    before = world.start(CHAIN, mine[0])
-    world.start(CHAIN, mine[1], rules=m.RULES + 1)
+    mine = next(key for key in map(str, range(40)) if world.home(starting_id(key)) == 0)
+    before = world.start(CHAIN, mine)
+    world.raise_to(m.RULES + 1)
     world.start(CHAIN, "later")
     batch = owner.fetch(9)
     done = owner.process(batch).to_end()

@@ -219,7 +219,7 @@ def test_a_record_that_stops_its_partition_is_not_given_up() -> None:
     """However often it is read: an engine that knows those rules takes it up."""
     world = World()
     world.start(BRIEF, "before")
-    world.start(BRIEF, "later", rules=m.RULES + 1)
+    world.raise_to(m.RULES + 1)
     for _ in range(3 * trial.CRASHES):
         owner = world.owner()
         drain(owner)

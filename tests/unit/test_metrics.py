@@ -156,8 +156,7 @@ def test_a_partition_that_goes_away_leaves_no_values(seen: Seen) -> None:
     world = World()
     owner = observed_engine(world, seen)
     assert seen.value(metrics.ENGINE_STOPPED, "0") == 0
-    message = starting(CHAIN, "1").model_copy(update={"rules": m.RULES + 1})
-    world.event(message, message.execution)
+    world.raise_to(m.RULES + 1)
     turn(owner)
     assert seen.value(metrics.ENGINE_STOPPED, "0") == 1
     owner.give_back(0)

@@ -1,0 +1,88 @@
+"""The storm with engines of several releases: they have 1, 2 or 3 rule sets, and take partitions from each other
+in any order while the permitted set is raised and starts ask for one."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from flowpilot.engine.keys import RULES_KEY
+from flowpilot_schemas.codec import decode_object
+from tests.property.storm import Storm
+from tests.unit.engine_world import WORKFLOWS, Owner, T, starting
+
+_STOP = re.compile(
+    r"partition \d+ stopped: partition (\d+) permits rule set (\d+) from offset (\d+) on; .*up to (\d):"
+)
+
+
+class Releases(Storm):
+    """A partition may stop, but only where it permits what the engine does not have: then the process ends."""
+
+    newest = 3
+
+    def __init__(self, seed: int, length: int = 600) -> None:
+        super().__init__(seed, length)
+        self.upgrades = random.Random(-seed - 1)
+        self.stops = 0
+
+    def _process(self) -> Owner:
+        return Owner(self.world, rules=self.upgrades.choice((1, 2, 2, 3, 3, 3)))
+
+    def _step(self, owner: Owner, steps: int) -> None:
+        super()._step(owner, steps)
+        stops = [found for line in self.problems if (found := _STOP.match(line)) and self._is_right(found)]
+        self.problems = [
+            line for line in self.problems if line not in {found[0] + line[found.end() :] for found in stops}
+        ]
+        if stops and owner in self.world.owners:
+            self.stops += 1
+            owner.crash(ghosts=self.upgrades.random() < 0.5)
+
+    def _is_right(self, stop: re.Match[str]) -> bool:
+        partition, rules, offset, known = map(int, stop.groups())
+        [record] = [r for r in self.world.log.records(T.events) if (r.partition, r.offset) == (partition, offset)]
+        return record.key == RULES_KEY and decode_object(record.value)["rules"] == rules > known
+
+    def _others_write(self) -> None:
+        kind = self.upgrades.random()
+        if kind < 0.06:
+            self.world.raise_to(self.upgrades.choice((1, 2, 2, 3, 5)), self.upgrades.randrange(self.partitions))
+        elif kind < 0.5:
+            key = f"k{self.upgrades.randrange(self.keys)}"
+            rules = self.upgrades.choice((None, 1, 2, 2, 3, 9))
+            message = starting(self.upgrades.choice(WORKFLOWS), key, input={"n": 1}, rules=rules)
+            self.executions.append(message.execution)
+            self.world.event(message, message.execution)
+        else:
+            super()._others_write()
+
+
+def releases(seed: int, length: int = 600) -> list[str]:
+    """Run one seed; what is wrong: also that a start was judged by another raise than the last one below it."""
+    run = Releases(seed, length)
+    run.run()
+    return [*run.verdict(), *misjudged(run)]
+
+
+def misjudged(run: Storm) -> list[str]:
+    """Each start that began, or was refused for its rule set, against the log."""
+    starts = {(r.partition, r.offset): r for r in run.world.log.records(T.events)}
+    permitted: dict[tuple[int, int], int] = {}
+    highest = dict.fromkeys(range(run.partitions), 1)
+    for place, record in sorted(starts.items()):
+        permitted[place] = highest[record.partition]
+        if record.key == RULES_KEY and decode_object(record.value)["rules"] == highest[record.partition] + 1:
+            highest[record.partition] += 1
+    wrong = []
+    for value in run.world.values(T.history):
+        if value["type"] not in ("ExecutionStarted", "StartRefused") or "." in value["execution"]:
+            continue
+        place = (run.world.home(value["execution"]), value["run"])
+        message = decode_object(starts[place].value)
+        if message["type"] != "execution.start":
+            continue
+        above = (message.get("rules") or 1) > permitted[place]
+        if above != (value.get("reason") == "rules_not_permitted"):
+            wrong.append(f"the start at {place} was misjudged: {value}")
+    return wrong
