@@ -14,6 +14,7 @@ from flowpilot.ports.log import Fetched
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import decode_object
 from flowpilot_schemas.definition import RetryPolicy, StepDefinition, WorkflowDefinition
+from tests.property.releases import lacking, misjudged
 from tests.property.traffic import WHICH, Traffic
 from tests.unit.engine_world import DIAMOND, Owner, T, starting
 
@@ -102,9 +103,11 @@ class Pipeline(Traffic):
         """As the storm does; but a partition may stop, if it has a reason."""
         self.storm._step(owner, steps)
         for found in self.storm.problems:
-            assert self.newer, found
-            assert "holds an execution with rules 2 at offset" in found
-            assert "upgrade the engine" in found
+            assert self.raised, found
+            assert "permits rule set 2 from offset" in found
+            assert "this release has rule sets up to 1: upgrade the engine" in found
+        if self.storm.problems and owner in self.world.owners:
+            owner.crash()  # by whoever upgrades it
         self.storm.problems.clear()
 
     @precondition(lambda self: self.world.owners)
@@ -151,34 +154,39 @@ class Pipeline(Traffic):
         self.world.definitions.by_hash[CHAIN_2.hash] = CHAIN_2
         self.current = CHAIN_2
 
-    @precondition(lambda self: len(self.storm.executions) > 5 and not self.newer)
-    @rule(key=WHICH)
-    def somebody_writes_by_newer_rules(self, key: int) -> None:
-        """A client of the next release: engines of this one stop there with a sentence (`_step`)."""
-        self.newer = True
-        message = starting(DIAMOND, f"new{key}", rules=2)
-        self.by_newer_rules = message.execution
+    @precondition(lambda self: len(self.storm.executions) > 5)
+    @rule(key=WHICH, rules=st.sampled_from((2, 2, 3)))
+    def somebody_asks_for_a_newer_rule_set(self, key: int, rules: int) -> None:
+        """The log judges it (`misjudged`), whoever folds it."""
+        message = starting(DIAMOND, f"new{key}", rules=rules)
         self.storm.executions.append(message.execution)
         self.world.event(message, message.execution)
 
-    @precondition(lambda self: self.newer)
     @rule()
-    def engines_are_upgraded(self) -> None:
-        """One after another: each ends, and the release that comes knows the newer rules."""
-        for owner in list(self.world.owners):
-            owner.crash()
-        self.patch.setattr(m, "RULES", 2)
+    def setup_raises_the_permitted_set(self) -> None:
+        """Of all partitions: engines of this release stop there with a sentence (`_step`)."""
+        self.raised = True
+        for partition in range(self.storm.partitions):
+            self.world.raise_to(2, partition)
+
+    @rule(newer=st.booleans(), at_once=st.booleans())
+    def another_release_is_rolled_out(self, newer: bool, at_once: bool) -> None:
+        """What starts from now on has two rule sets, or one again; what runs goes on beside it, or ends."""
+        self.patch.setattr(m, "RULES", 2 if newer else 1)
+        if at_once:
+            for owner in list(self.world.owners):
+                owner.crash()
 
     # -- what must hold at every moment ----------------------------------------------------------------------------
 
     @invariant()
     def the_history_is_one_chain_and_the_end_is_the_end(self) -> None:
-        """S2 and S6, as records land, repeated ones too."""
+        """S2, S6 and the rule sets of S3, as records land, repeated ones too."""
         if not hasattr(self, "world"):
             return
         for record in self._landed(T.history):
-            started = self.told.tell(record)
-            assert started is None or started != self.by_newer_rules or m.RULES == 2
+            self.told.tell(record)
+            assert not misjudged(self.storm, [decode_object(record.value)])
         assert not self.world.early, self.world.early  # S8
         assert not self.storm.problems, self.storm.problems
 
@@ -198,6 +206,11 @@ class Pipeline(Traffic):
             assert step["definition"] == start["definition"]
             definition = self.world.definitions.by_hash[start["definition"]]
             assert step["parents"].keys() == set(definition.steps[definition.index[step["step"]]].takes)
+
+    @invariant()
+    def no_engine_owns_a_partition_that_permits_what_it_lacks(self) -> None:
+        if hasattr(self, "world"):
+            assert not lacking(self.storm)
 
     def _landed(self, topic: str) -> list[Fetched]:
         """What came since the last look, in the order of each partition."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import random
 import re
+from typing import Any
 
+from flowpilot.core.rule_sets import RuleSets
 from flowpilot.engine.keys import RULES_KEY
 from flowpilot_schemas.codec import decode_object
 from tests.property.storm import Storm
@@ -31,6 +33,7 @@ class Releases(Storm):
 
     def _step(self, owner: Owner, steps: int) -> None:
         super()._step(owner, steps)
+        self.problems += lacking(self)
         stops = [found for line in self.problems if (found := _STOP.match(line)) and self._is_right(found)]
         self.problems = [
             line for line in self.problems if line not in {found[0] + line[found.end() :] for found in stops}
@@ -46,8 +49,8 @@ class Releases(Storm):
 
     def _others_write(self) -> None:
         kind = self.upgrades.random()
-        if kind < 0.06:
-            self.world.raise_to(self.upgrades.choice((1, 2, 2, 3, 5)), self.upgrades.randrange(self.partitions))
+        if kind < 0.25:
+            self.world.raise_to(self.upgrades.choice((1, 2, 2, 3, 3, 5)), self.upgrades.randrange(self.partitions))
         elif kind < 0.5:
             key = f"k{self.upgrades.randrange(self.keys)}"
             rules = self.upgrades.choice((None, 1, 2, 2, 3, 9))
@@ -62,11 +65,24 @@ def releases(seed: int, length: int = 600) -> list[str]:
     """Run one seed; what is wrong: also that a start was judged by another raise than the last one below it."""
     run = Releases(seed, length)
     run.run()
-    return [*run.verdict(), *misjudged(run)]
+    return [*run.verdict(), *misjudged(run, run.world.values(T.history))]
 
 
-def misjudged(run: Storm) -> list[str]:
+def lacking(run: Storm) -> list[str]:
+    """Engines that own a partition which permits a rule set that they do not have."""
+    return [
+        f"an engine with rule sets up to {owner.engine._rules} owns partition {partition}, which permits {highest}"
+        for owner in run.world.owners
+        for partition in owner.engine.live()
+        if (highest := RuleSets.decode(owner.engine.table(partition).get(RULES_KEY)).highest) > owner.engine._rules
+    ]
+
+
+def misjudged(run: Storm, history: list[dict[str, Any]]) -> list[str]:
     """Each start that began, or was refused for its rule set, against the log."""
+    told = [value for value in history if value["type"] in ("ExecutionStarted", "StartRefused")]
+    if not told:
+        return []
     starts = {(r.partition, r.offset): r for r in run.world.log.records(T.events)}
     permitted: dict[tuple[int, int], int] = {}
     highest = dict.fromkeys(range(run.partitions), 1)
@@ -75,8 +91,8 @@ def misjudged(run: Storm) -> list[str]:
         if record.key == RULES_KEY and decode_object(record.value)["rules"] == highest[record.partition] + 1:
             highest[record.partition] += 1
     wrong = []
-    for value in run.world.values(T.history):
-        if value["type"] not in ("ExecutionStarted", "StartRefused") or "." in value["execution"]:
+    for value in told:
+        if "." in value["execution"]:
             continue
         place = (run.world.home(value["execution"]), value["run"])
         message = decode_object(starts[place].value)

@@ -37,8 +37,7 @@ class Traffic(RuleBasedStateMachine):
         self.patch.setattr(m, "RULES", 1)
         self.told = Told()
         self.current: WorkflowDefinition = CHAIN
-        self.newer = False
-        self.by_newer_rules = ""
+        self.raised = False
         self.seen: dict[tuple[str, int], int] = {}
 
     @initialize(seed=st.integers(0, 2**16))
