@@ -25,6 +25,8 @@ REMEDIES = {
     "too_large": "keep large data elsewhere and send where it is, or raise the limit",
     "input_invalid": "publish what the input's schema asks for (`flowpilot workflow show`), or apply a version "
     "that takes it",
+    "validation_too_costly": "nest it less deeply, or apply a version whose input type tells the members of its "
+    "unions apart by a discriminator",
     "key_missing": "publish the field that the trigger's unique_by names, or apply a version without unique_by",
     "key_too_long": "use a shorter key",
     "unknown_workflow": "apply the workflow, then publish the record again",

@@ -8,6 +8,8 @@ from typing import Any
 import pydantic_core
 from pydantic import TypeAdapter
 
+from flowpilot.authoring.bounds import bounds_of
+from flowpilot.core.bounds.checks import TooCostly
 from flowpilot.core.inputs import MAX_DEPTH, is_deeper
 from flowpilot_schemas.codec import BadRecord, decode
 
@@ -22,6 +24,8 @@ def to_json(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
     NaN, infinities, integers beyond 64 bits, lone surrogates and deep nesting are refused.
     """
     try:
+        if adapter is not None:
+            bounds_of(adapter).check_written(value)
         if adapter is None:
             data = pydantic_core.to_json(value, inf_nan_mode="constants", by_alias=True)
         else:
@@ -36,6 +40,8 @@ def to_json(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
             raise NotSerialisable(f"it is nested deeper than {MAX_DEPTH} levels")
     except NotSerialisable:
         raise
+    except TooCostly as costly:
+        raise NotSerialisable(str(costly)) from None
     except BadRecord as error:
         raise NotSerialisable(_sentence(error)) from None
     except Exception as error:  # noqa: BLE001 - serialisers are the user's code too

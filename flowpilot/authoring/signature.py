@@ -13,7 +13,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import TypeAdapter
 
+from flowpilot.authoring.bounds import bounds_of
 from flowpilot.authoring.context import StepContext
+from flowpilot.core.bounds.checks import TooCostly
 
 _EMPTY = inspect.Parameter.empty
 _MAPPINGS = (collections.abc.Mapping, collections.abc.MutableMapping, dict)
@@ -154,11 +156,16 @@ def element_of(annotation: Any) -> Any:
 
 
 def adapter_of(annotation: Any, what: str) -> TypeAdapter[Any]:
-    """Validates and serialises `annotation`. Raises `Misfit`."""
+    """Validates and serialises `annotation`. Raises `Misfit`, also if that cannot be done in bounded time."""
     try:
-        return _adapter(annotation)
+        adapter = _adapter(annotation)
     except Exception:  # noqa: BLE001 - not hashable, or no schema: the second build tells, and names `what`
-        return _build(annotation, what)
+        adapter = _build(annotation, what)
+    try:
+        bounds_of(adapter)
+    except TooCostly as costly:
+        raise Misfit(f"{what} has a type that cannot be checked in bounded time: {costly}") from None
+    return adapter
 
 
 @functools.lru_cache(maxsize=4096)

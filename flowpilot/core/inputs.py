@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import jsonschema_rs
-
+from flowpilot.core.bounds.checks import TooCostly
+from flowpilot.core.bounds.validator import Validator
 from flowpilot_schemas.codec import BadRecord, encode
 from flowpilot_schemas.definition import WorkflowDefinition
 
@@ -17,7 +17,8 @@ MAX_DEPTH = 180
 
 def check_input(definition: WorkflowDefinition, value: Any, limit: int) -> None:
     """Raises `BadRecord` if `value`, as JSON, is larger than `limit` bytes (`too_large`), nested deeper than
-    `MAX_DEPTH` (`too_deep`) or does not fit the definition's input schema (`input_invalid`).
+    `MAX_DEPTH` (`too_deep`), does not fit the definition's input schema (`input_invalid`) or would take too long
+    to check against it (`validation_too_costly`; see `flowpilot.core.bounds`).
 
     `value` is plain JSON values, as `codec.decode` gives them.
     """
@@ -30,12 +31,18 @@ def check_input(definition: WorkflowDefinition, value: Any, limit: int) -> None:
     if definition.input_schema is None:
         return
     validator = _validator(_ByHash(definition))
+    if isinstance(validator, TooCostly):
+        sentence = f"the input schema of {_name(definition)} cannot be checked in bounded time: {validator}"
+        raise BadRecord("validation_too_costly", sentence)
     if isinstance(validator, str):
         raise BadRecord("input_invalid", f"the input schema of {_name(definition)} cannot be used: {validator}")
-    error = next(validator.iter_errors(value), None)
-    if error is not None:
-        where = ".".join(("input", *(str(part) for part in error.instance_path)))
-        raise BadRecord("input_invalid", f"{where} does not fit {_name(definition)}: {error.message}")
+    try:
+        misfit = validator.misfit(value, data)
+    except TooCostly as costly:
+        raise BadRecord("validation_too_costly", f"the input of {_name(definition)}: {costly}") from None
+    if misfit is not None:
+        where = ".".join(("input", *misfit.path))
+        raise BadRecord("input_invalid", f"{where} does not fit {_name(definition)}: {misfit.problem}")
 
 
 def is_deeper(value: Any, levels: int) -> bool:
@@ -65,14 +72,14 @@ class _ByHash:
 
 
 @lru_cache(maxsize=1_000)
-def _validator(key: _ByHash) -> Any:
-    """The compiled validator, or the sentence why there is none. It follows no reference out of the schema,
-    and its errors do not repeat the value, which may be large or nobody's business."""
-    schema = key.definition.input_schema or {}
+def _validator(key: _ByHash) -> Validator | TooCostly | str:
+    """The compiled validator, or why there is none."""
     try:
-        return jsonschema_rs.validator_for(schema, offline=True, mask="the value")
-    except (jsonschema_rs.ValidationError, ValueError) as error:
-        return str(error).partition("\n")[0]
+        return Validator(key.definition.input_schema or {})
+    except TooCostly as costly:
+        return costly
+    except ValueError as error:
+        return str(error)
 
 
 def _name(definition: WorkflowDefinition) -> str:

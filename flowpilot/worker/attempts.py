@@ -19,7 +19,7 @@ from flowpilot.worker.attempt import Attempt, State, no_handler
 from flowpilot.worker.control import Control
 from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.intake import Intake
-from flowpilot.worker.invoke import Outcome, call, call_async
+from flowpilot.worker.invoke import Outcome, Prepared, call, call_async, failure, prepare
 from flowpilot.worker.observed import Observed
 from flowpilot.worker.partition import AssignedPartition, Entry
 from flowpilot.worker.records import Records, read_step
@@ -74,7 +74,7 @@ class Attempts:
 
     def open(self) -> None:
         """Call it on the event loop, before the first record arrives."""
-        self._threads = HandlerThreads(asyncio.get_running_loop(), self._ended)
+        self._threads = HandlerThreads(asyncio.get_running_loop(), self._returned)
         self._surroundings = contextvars.copy_context()
 
     def stop_taking(self) -> None:
@@ -207,14 +207,24 @@ class Attempts:
         # Its own, and not that of whichever handler's end made a place for it.
         context = self._surroundings.copy()
         context.run(self._traced.begun, attempt)
-        if attempt.handler.is_async:
-            attempt.task = asyncio.create_task(self._run_async(attempt), context=context)
+        handler = attempt.handler
+        if handler.is_async and handler.validates_quickly:
+            attempt.task = asyncio.create_task(self._run_async(attempt, None), context=context)
         else:
-            job = partial(context.run, call, attempt.handler, attempt.message, attempt.context)
-            self._threads.run(attempt, job)
+            function = prepare if handler.is_async else call
+            self._threads.run(attempt, partial(context.run, function, handler, attempt.message, attempt.context))
 
-    async def _run_async(self, attempt: Attempt) -> None:
-        outcome = await call_async(attempt.handler, attempt.message, attempt.context)
+    def _returned(self, attempt: Attempt, result: Outcome | Prepared) -> None:
+        """A thread is done: with the handler, or with the values of an async one."""
+        if not isinstance(result, Prepared):
+            self._ended(attempt, result)
+        elif attempt.state is State.RUNNING:
+            attempt.task = asyncio.create_task(self._run_async(attempt, result), context=result.context)
+        else:
+            self._ended(attempt, failure(attempt.handler, asyncio.CancelledError("cancelled before it was called")))
+
+    async def _run_async(self, attempt: Attempt, prepared: Prepared | None) -> None:
+        outcome = await call_async(attempt.handler, attempt.message, attempt.context, prepared)
         self._ended(attempt, outcome)
 
     # ---- from a handler to the answer

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from flowpilot.authoring.bounds import TypeBounds, bounds_of
 from flowpilot.authoring.retry import Retry
 from flowpilot.authoring.signature import adapter_of, element_of
 from flowpilot.authoring.step import Source, Step
@@ -24,6 +25,8 @@ class Value:
     parent: str
     adapter: TypeAdapter[Any] | None
     required: bool
+    bounds: TypeBounds | None = None
+    """What validating may take; there are some where there is an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,11 @@ class Handler:
     version: str
     """The workflow's version that this worker has."""
 
+    @property
+    def validates_quickly(self) -> bool:
+        """Whether its values can be validated on the event loop: in moments, and with none of the user's code."""
+        return all(value.bounds is None or value.bounds.is_quick for value in self.values)
+
     @classmethod
     def of(cls, step: Step, version: str) -> Handler:
         """The handler of a step whose bindings are complete."""
@@ -51,7 +59,9 @@ class Handler:
                 continue
             annotation = element_of(parameter.annotation) if binding.source == "parents" else parameter.annotation
             adapter = None if annotation is Any else adapter_of(annotation, f"the parameter {parameter.name!r}")
-            values.append(Value(parameter.name, binding.source, binding.parent, adapter, parameter.required))
+            bounds = None if adapter is None else bounds_of(adapter)
+            required = parameter.required
+            values.append(Value(parameter.name, binding.source, binding.parent, adapter, required, bounds))
         returns = step.signature.returns
         return cls(
             call=step.handler,

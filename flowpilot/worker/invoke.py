@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextvars
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from flowpilot.authoring.context import StepContext
 from flowpilot.authoring.errors import NonRetryable, RetryAfter, first_problem
 from flowpilot.authoring.results import NotSerialisable, to_json
+from flowpilot.core.bounds.checks import TooCostly
 from flowpilot.worker.handlers import Handler, Value
 from flowpilot_schemas.codec import encode
 from flowpilot_schemas.limits import MAX_ERROR_MESSAGE
@@ -45,10 +46,28 @@ def call(handler: Handler, message: StepReady, context: StepContext | None) -> O
         return failure(handler, error)
 
 
-async def call_async(handler: Handler, message: StepReady, context: StepContext | None) -> Outcome:
-    """Run an async handler in this task. A cancellation is an outcome too."""
+class Prepared(NamedTuple):
+    """A handler's validated arguments, and where they were validated."""
+
+    arguments: dict[str, Any]
+    context: contextvars.Context
+
+
+def prepare(handler: Handler, message: StepReady, context: StepContext | None) -> Prepared | StepError:
+    """Validate the arguments here, in this thread: for an async handler whose types are not `validates_quickly`."""
     try:
-        return _output(handler, message, await handler.call(**_arguments(handler, message, context)))
+        return Prepared(_arguments(handler, message, context), contextvars.copy_context())
+    except BaseException as error:  # noqa: BLE001 - validators are the user's code; see `call`
+        return failure(handler, error)
+
+
+async def call_async(
+    handler: Handler, message: StepReady, context: StepContext | None, prepared: Prepared | None = None
+) -> Outcome:
+    """Run an async handler in this task, with what was `prepared`. A cancellation is an outcome too."""
+    try:
+        arguments = _arguments(handler, message, context) if prepared is None else prepared.arguments
+        return _output(handler, message, await handler.call(**arguments))
     except BaseException as error:  # noqa: BLE001 - asyncio lets SystemExit and KeyboardInterrupt stop the loop
         return failure(handler, error)
 
@@ -90,6 +109,8 @@ def _arguments(handler: Handler, message: StepReady, context: StepContext | None
                 arguments[value.name] = found
         except ValidationError as error:
             raise _misfit(handler, message, value, first_problem(error)) from None
+        except TooCostly as costly:
+            raise _misfit(handler, message, value, str(costly)) from None
     return arguments
 
 
@@ -114,7 +135,10 @@ def _validated(value: Value, given: Any) -> Any:
     if value.adapter is None:
         return given
     # As JSON, so that strict models take what JSON can say (dates, UUIDs).
-    return value.adapter.validate_json(encode(given))
+    data = encode(given)
+    if value.bounds is not None:
+        value.bounds.check(given, data)
+    return value.adapter.validate_json(data)
 
 
 def _misfit(handler: Handler, message: StepReady, value: Value, problem: str) -> _Refused:

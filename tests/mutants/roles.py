@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from flowpilot.authoring.bounds import TypeBounds
+from flowpilot.core.bounds.graph import Graph
 from flowpilot.ports.log import Fetched
 from flowpilot.router import cloudevents, positions, routing
 from flowpilot.router.output import Output
@@ -13,6 +15,7 @@ from flowpilot.router.reading import Served, serve
 from flowpilot.worker import answers
 from flowpilot.worker.attempts import Attempts
 from flowpilot.worker.control import Control
+from flowpilot.worker.handlers import Handler
 from flowpilot.worker.intake import Intake
 from flowpilot.worker.partition import AssignedPartition, Entry
 from flowpilot.worker.records import Records
@@ -99,6 +102,12 @@ def who_is_behind_skips_ahead(patch: Patch) -> None:
     patch.setattr(routers, "serve", all_of_them)
 
 
+@router("S11", "unit")
+def nothing_is_priced_before_it_is_checked(patch: Patch) -> None:
+    """A record of a few hundred bytes has its input checked for hours."""
+    patch.setattr(Graph, "covers", lambda self, data: True)
+
+
 @router("S1", "simulation")
 def definitions_are_looked_for_now_and_then(patch: Patch) -> None:
     """A record that came after a deploy starts the version of before: its router had not looked yet."""
@@ -120,6 +129,18 @@ async def _nothing() -> None: ...
 
 
 # -- worker ---------------------------------------------------------------------------------------------------
+
+
+@worker("S11", "unit")
+def values_are_validated_unpriced(patch: Patch) -> None:
+    """A value that pydantic takes minutes for holds the interpreter of its worker."""
+    patch.setattr(TypeBounds, "check", lambda self, value, data: None)
+
+
+@worker("L1", "unit")
+def the_loop_runs_the_users_validators(patch: Patch) -> None:
+    """A validator that hangs stops every heartbeat of its worker."""
+    patch.setattr(Handler, "validates_quickly", True)
 
 
 @worker("S1", "unit", "simulation")
