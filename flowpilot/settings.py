@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from flowpilot.core.errors import FlowPilotError
 from flowpilot_schemas.limits import Limits
+from flowpilot_schemas.mac import LEAST_SECRET, StepSecrets
 from flowpilot_schemas.members import LONGEST_SESSION_MS
 from flowpilot_schemas.topics import LARGE_MESSAGE, Topics
 
@@ -46,7 +47,9 @@ class DevState(Enum):
 class Settings(BaseSettings):
     """All settings of all roles. Durations are in seconds, sizes in bytes of encoded JSON."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     bootstrap_servers: str = Field(
         default="127.0.0.1:9092", description="Kafka brokers, host:port, comma separated"
@@ -97,6 +100,11 @@ class Settings(BaseSettings):
         ge=1,
         le=LARGE_MESSAGE // 4,
         description="largest total of what one step is given",
+    )
+    step_secret: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="secrets of at least 16 characters, comma separated: the engine signs step messages with the "
+        "first, workers run only what one of them signed; unset: nothing is signed or checked",
     )
     worker_concurrency: int = Field(default=16, ge=1, le=1_000, description="handlers that run at once in a worker")
     batch_size: int = Field(default=500, ge=1, le=5_000, description="records that the engine folds at once")
@@ -151,6 +159,23 @@ class Settings(BaseSettings):
         if any(len(name) > _LONGEST_ACTOR for name, _ in pairs):
             raise ValueError(f"has a name of more than {_LONGEST_ACTOR} characters")
         return dict(pairs)
+
+    @field_validator("step_secret", mode="before")
+    @classmethod
+    def _secrets(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        found = [secret.strip() for secret in value.split(",") if secret.strip()]
+        if any(len(secret) < LEAST_SECRET for secret in found):
+            raise ValueError(f"has a secret of fewer than {LEAST_SECRET} characters")
+        if len(set(found)) < len(found):
+            raise ValueError("has a secret twice")
+        return tuple(found)
+
+    @property
+    def step_secrets(self) -> StepSecrets:
+        """What step messages and control records are signed and checked with."""
+        return StepSecrets([secret.get_secret_value() for secret in self.step_secret])
 
     @property
     def topics(self) -> Topics:
@@ -276,6 +301,8 @@ def _shown(name: str, value: Any) -> Any:
         return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", value.get_secret_value())
     if name == "api_tokens":
         return dict.fromkeys(value, "***")
+    if name == "step_secret":
+        return ",".join("***" for _ in value) or None
     if name == "kafka_properties":
         return {key: "***" if _SECRET_PROPERTY.search(key) else text for key, text in value.items()}
     return value

@@ -22,4 +22,12 @@ def build_engine(settings: Settings, producer: Producer, meter: Meter) -> Engine
     events = EventsTopic(topics, admin.topic_id(topics.events), admin.partitions(topics.events))
     reader = KafkaReader(reader_properties(settings))
     definitions = LogDefinitions(producer, reader, topics.definitions)
-    return Engine(events, producer, reader, definitions, clock=lambda: time.time_ns() // 1_000_000, meter=meter)
+    return Engine(
+        events,
+        producer,
+        reader,
+        definitions,
+        clock=lambda: time.time_ns() // 1_000_000,
+        meter=meter,
+        secrets=settings.step_secrets,
+    )

@@ -1,6 +1,8 @@
 """A worker with nothing but a Kafka client: `python worker.py 127.0.0.1:9092 flowpilot.steps.pricing`."""
 
+import hmac
 import json
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,16 +18,24 @@ def quote(step):
     return {"cents": 250 * order["quantity"]}
 
 
-def answer(record, step, kind, **fields):
+def is_genuine(record):  # signed by the engine, if there is a secret
+    signed, given = steps.encode() + b"\n" + (record.value() or b""), dict(record.headers() or ()).get("fp-mac")
+    macs = ["v1:" + hmac.new(secret.encode(), signed, "sha256").hexdigest() for secret in secrets]
+    return not secrets or any(hmac.compare_digest(mac.encode(), given or b"") for mac in macs)
+
+
+def answer(record, step, kind, **fields):  # to the events topic beside the queue, whatever the message says
     body = json.dumps({"v": 1, "type": kind, "task_id": step["task_id"], "worker_id": "python", **fields})
-    topic, partition, key = step["reply"]["topic"], step["reply"]["partition"], step["reply"]["key"]
-    producer.produce(topic, body, key, partition, on_delivery=lambda error, _: error and sys.exit(str(error)))
+    root = step["task_id"].split("/")[0].split(".")[0]  # the partition is murmur2 of that
+    producer.produce(events, body, root, on_delivery=lambda error, _: error and sys.exit(str(error)))
     producer.flush()
     consumer.commit(record, asynchronous=False)  # only now: the answer, or the step.started, is acknowledged
 
 
 servers, steps = sys.argv[1:]
-producer = Producer({"bootstrap.servers": servers, "enable.idempotence": True})
+events = steps.partition(".steps.")[0] + ".events"
+secrets = [each.strip() for each in os.environ.get("FLOWPILOT_STEP_SECRET", "").split(",") if each.strip()]
+producer = Producer({"bootstrap.servers": servers, "enable.idempotence": True, "partitioner": "murmur2"})
 group = {"group.id": steps.replace(".steps.", ".worker."), "partition.assignment.strategy": "cooperative-sticky"}
 offsets = {"enable.auto.commit": False, "auto.offset.reset": "earliest"}
 consumer = Consumer({"bootstrap.servers": servers, "session.timeout.ms": 6000, **group, **offsets})
@@ -34,6 +44,10 @@ handlers, pool = {"quote": quote}, ThreadPoolExecutor(1)
 while True:
     record = consumer.poll(1)
     if record is None or record.error():
+        continue
+    if not is_genuine(record):
+        print("not signed by the engine:", record.partition(), record.offset(), flush=True)
+        consumer.commit(record, asynchronous=False)
         continue
     step, beat, say = json.loads(record.value()), 1.0, "step.started"
     print("runs", step["task_id"], flush=True)

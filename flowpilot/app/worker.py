@@ -103,6 +103,7 @@ class Worker:
                 session=settings.member_session,
                 release=release(),
                 worker_id=self._worker_id,
+                secrets=settings.step_secrets,
             )
             with self._lock:
                 self._running = (asyncio.get_running_loop(), worker)

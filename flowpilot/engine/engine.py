@@ -32,6 +32,7 @@ from flowpilot.ports.log import Fetched, Producer, Reader
 from flowpilot.ports.meter import OFF, Meter
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.mac import NO_SECRETS, StepSecrets
 
 _IDLE_CHECK_MS = 3_000
 
@@ -64,7 +65,7 @@ class _Work:
 class Engine:
     """Owns partitions of the events topic. `clock` is this machine's time in ms: it only wakes timers.
 
-    `rules`: the highest rule set that this release has.
+    `rules`: the highest rule set that this release has. `secrets` sign what it tells workers.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Engine:
         nonce: Callable[[], str] = lambda: uuid.uuid4().hex,
         meter: Meter = OFF,
         rules: int | None = None,
+        secrets: StepSecrets = NO_SECRETS,
     ) -> None:
         self._events = events
         self._reader = reader
@@ -86,7 +88,7 @@ class Engine:
         self._rules = m.RULES if rules is None else rules
         self._observed = Observed(meter)
         self._changelog = Changelog(events.topics.changelog, producer, reader)
-        self._sender = Sender(events, producer)
+        self._sender = Sender(events, producer, secrets)
         self._tables: dict[int, PartitionTable] = {}
         self._owned: dict[int, OwnedPartition] = {}
         self._decoded: dict[str, WorkflowDefinition] = {}

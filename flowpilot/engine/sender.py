@@ -12,6 +12,7 @@ from flowpilot.engine.outputs import Output
 from flowpilot.ports.log import Producer, Record
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import encode_message
+from flowpilot_schemas.mac import NO_SECRETS, StepSecrets
 
 log = structlog.get_logger()
 
@@ -19,13 +20,14 @@ log = structlog.get_logger()
 class Sender:
     """Sends what the fold has to say, in order."""
 
-    def __init__(self, events: EventsTopic, producer: Producer) -> None:
+    def __init__(self, events: EventsTopic, producer: Producer, secrets: StepSecrets = NO_SECRETS) -> None:
         self._events = events
         self._producer = producer
+        self._secrets = secrets
 
     async def send(self, outputs: Sequence[Output]) -> None:
         """Send and await all. What cannot be delivered, ever, becomes an event, a warning or `EngineHalt`."""
-        deliveries = await self._producer.send([output.record for output in outputs])
+        deliveries = await self._producer.send([self._signed(output) for output in outputs])
         failed = [
             (output, delivery.error)
             for output, delivery in zip(outputs, deliveries, strict=True)
@@ -42,6 +44,16 @@ class Sender:
                 log.warning("a reply could not be delivered", topic=output.record.topic, error=error)
         if undelivered:
             await self.send(undelivered)
+
+    def _signed(self, output: Output) -> Record:
+        """Signed here and not where it is rendered: what is sent again has the secret of its own time."""
+        record = output.record
+        if not self._secrets or record.value is None:
+            return record
+        if output.task_id is None and record.topic != self._events.topics.control:
+            return record
+        headers = (*record.headers, *self._secrets.header(record.topic, record.value))
+        return record._replace(headers=headers)
 
     def _dispatch_failed(self, task_id: str, record: Record, error: str) -> Output:
         """An undeliverable step message fails its attempt, through the log like every other fact."""

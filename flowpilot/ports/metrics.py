@@ -109,6 +109,21 @@ WORKER_HANGING = Metric(
     "Handlers that went on after their time-out; as many as there are places end the worker.",
 )
 
+WORKER_DROPPED = Metric(
+    "flowpilot_worker_dropped_steps_total",
+    "counter",
+    "Step messages that were not run, by reason: `cancelled` or `superseded` (a control record), `not_after`, or "
+    "the reason of their dead letter, such as `step_mac_missing`, `step_mac_invalid` or `wrong_shape`.",
+    ("reason",),
+)
+WORKER_CONTROL_IGNORED = Metric(
+    "flowpilot_worker_control_ignored_total",
+    "counter",
+    "Control records that were not followed, by reason: `step_mac_missing`, `step_mac_invalid`, or why they cannot "
+    "be read.",
+    ("reason",),
+)
+
 # Router
 
 ROUTER_LAG = Metric(

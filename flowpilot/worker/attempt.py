@@ -18,8 +18,9 @@ from flowpilot.worker.invoke import Outcome
 from flowpilot.worker.partition import AssignedPartition, Entry
 from flowpilot_schemas.codec import encode
 from flowpilot_schemas.history import iso
-from flowpilot_schemas.ids import TaskId
+from flowpilot_schemas.ids import TaskId, root_id
 from flowpilot_schemas.messages import StepError, StepReady
+from flowpilot_schemas.topics import Topics
 from flowpilot_schemas.tracing import in_headers
 
 _log = structlog.get_logger("flowpilot.worker")
@@ -155,7 +156,11 @@ class Attempt:
 
 
 def answer(message: StepReady, record: Fetched, worker_id: str, kind: str, fields: dict[str, Any]) -> Record:
-    """The answer of type `kind` to the step message in `record`."""
+    """The answer of type `kind` to the step message in `record`.
+
+    It goes to the events topic of the namespace whose queue the message was read from, by the root's key, whatever
+    `reply` says: whoever can write to a queue must not choose where this worker writes.
+    """
     value = {
         "v": 1,
         "type": kind,
@@ -164,9 +169,8 @@ def answer(message: StepReady, record: Fetched, worker_id: str, kind: str, field
         "broker_task_id": f"{record.topic}/{record.partition}/{record.offset}",
         **fields,
     }
-    reply = message.reply
-    key = reply.key or message.task_id.partition("/")[0]
-    return Record(reply.topic, key.encode(), encode(value), partition=reply.partition)
+    root = root_id(message.task_id.partition("/")[0])
+    return Record(Topics.of_step_topic(record.topic).events, root.encode(), encode(value))
 
 
 def ended(message: StepReady, record: Fetched, worker_id: str, outcome: Outcome, started_at: str) -> Record:

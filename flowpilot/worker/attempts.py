@@ -22,7 +22,7 @@ from flowpilot.worker.intake import Intake
 from flowpilot.worker.invoke import Outcome, Prepared, call, call_async, failure, prepare
 from flowpilot.worker.observed import Observed
 from flowpilot.worker.partition import AssignedPartition, Entry
-from flowpilot.worker.records import Records, read_step
+from flowpilot.worker.records import Records
 from flowpilot.worker.threads import HandlerThreads
 from flowpilot.worker.traced import CANCELLED, HANDED_BACK, Traced
 from flowpilot_schemas.codec import BadRecord
@@ -167,12 +167,13 @@ class Attempts:
 
     def _take(self, record: Fetched, entry: Entry, partition: AssignedPartition, suspect: bool) -> None:
         try:
-            message, task_id, not_after = read_step(record)
+            message, task_id, not_after = self._records.read(record)
         except BadRecord as bad:
             self._records.bury(record, entry, partition, bad)
             return
-        if self._clock() > not_after or self._control.is_over(task_id, message.task_id):
-            self._records.finish(entry, partition)
+        why = "not_after" if self._clock() > not_after else self._control.why_over(task_id, message.task_id)
+        if why is not None:
+            self._records.drop(record, entry, partition, why, message.task_id)
             return
         handler = self._handlers.find(message.workflow, message.version, message.step)
         if handler is None:

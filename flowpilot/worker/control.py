@@ -8,8 +8,11 @@ from collections.abc import Callable
 import structlog
 
 from flowpilot.ports.log import Fetched, LogUnavailable, Reader
+from flowpilot.ports.meter import OFF
+from flowpilot.worker.dropped import Dropped
 from flowpilot_schemas.codec import BadRecord, decode_object, parse
 from flowpilot_schemas.ids import TaskId
+from flowpilot_schemas.mac import NO_SECRETS, StepSecrets
 from flowpilot_schemas.messages import Cancelled, Superseded
 
 _log = structlog.get_logger("flowpilot.worker")
@@ -20,17 +23,37 @@ _REMEMBERED = 200_000
 
 
 class Control:
-    """`over()` is called on the event loop when something new is known."""
+    """`over()` is called on the event loop when something new is known.
 
-    def __init__(self, reader: Reader, topic: str, over: Callable[[], None]) -> None:
+    With `secrets`, records that none of them signed are not followed: otherwise whoever can write to the topic
+    could keep steps from being run. `dropped` is told of records that are not followed.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        topic: str,
+        over: Callable[[], None],
+        *,
+        secrets: StepSecrets = NO_SECRETS,
+        dropped: Dropped | None = None,
+    ) -> None:
         self._reader, self._topic, self._over = reader, topic, over
+        self._secrets = secrets
+        self._dropped = dropped or Dropped("", OFF)
         self._next = 0
         self._cancelled: dict[tuple[str, int], None] = {}
         self._superseded: dict[str, None] = {}
 
     def is_over(self, task: TaskId, task_id: str) -> bool:
         """Whether nobody wants this attempt any more."""
-        return (task.execution, task.run) in self._cancelled or task_id in self._superseded
+        return self.why_over(task, task_id) is not None
+
+    def why_over(self, task: TaskId, task_id: str) -> str | None:
+        """Why nobody wants this attempt any more: `cancelled` or `superseded`; None if it is wanted."""
+        if (task.execution, task.run) in self._cancelled:
+            return "cancelled"
+        return "superseded" if task_id in self._superseded else None
 
     async def catch_up(self) -> None:
         """Read to the end of the topic. Raises `LogUnavailable`."""
@@ -58,6 +81,10 @@ class Control:
                 await asyncio.sleep(1.0)
 
     def _take(self, record: Fetched) -> bool:
+        distrust = self._secrets.distrust(record.topic, record.value, record.headers)
+        if distrust is not None:
+            self._dropped.control(record, *distrust)
+            return False
         try:
             value = decode_object(record.value)
             if value.get("type") == "execution.cancelled":
@@ -68,7 +95,7 @@ class Control:
             else:
                 return False
         except BadRecord as error:
-            _log.warning("a control record is not understood", offset=record.offset, error=str(error))
+            self._dropped.control(record, error.reason, error.detail)
             return False
         return True
 

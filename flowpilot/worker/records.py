@@ -10,11 +10,13 @@ import structlog
 from flowpilot.core.dead_letters import dead_letter, dead_letter_key
 from flowpilot.ports.log import Fetched, Record
 from flowpilot.worker.answers import Answers
+from flowpilot.worker.dropped import Dropped
 from flowpilot.worker.intake import Intake
 from flowpilot.worker.partition import AssignedPartition, Entry
 from flowpilot_schemas.codec import BadRecord, decode_object, encode_message, parse
 from flowpilot_schemas.history import from_iso
 from flowpilot_schemas.ids import TaskId
+from flowpilot_schemas.mac import NO_SECRETS, StepSecrets
 from flowpilot_schemas.messages import StepReady
 
 _log = structlog.get_logger("flowpilot.worker")
@@ -32,14 +34,42 @@ def read_step(record: Fetched) -> tuple[StepReady, TaskId, int]:
         raise BadRecord("wrong_shape", f"not_after: {message.not_after!r} is not a time in ISO 8601") from None
 
 
+def _named(record: Fetched) -> str | None:
+    """The attempt that the record's key names, as those of the engine do."""
+    key = (record.key or b"").decode(errors="replace")
+    return key if TaskId.parse(key) is not None else None
+
+
 class Records:
     """Sees to it that each record taken is finished: by an answer or a dead letter that is in, or as it is.
 
     `intakes`: by topic; they are told of what is finished. `dead_letters`: the topic of what cannot be read.
+    With `secrets`, what none of them signed is not read at all.
     """
 
-    def __init__(self, answers: Answers, intakes: Mapping[str, Intake], dead_letters: str) -> None:
+    def __init__(
+        self,
+        answers: Answers,
+        intakes: Mapping[str, Intake],
+        dead_letters: str,
+        *,
+        dropped: Dropped,
+        secrets: StepSecrets = NO_SECRETS,
+    ) -> None:
         self._answers, self._intakes, self._dead_letters = answers, intakes, dead_letters
+        self._dropped, self._secrets = dropped, secrets
+
+    def read(self, record: Fetched) -> tuple[StepReady, TaskId, int]:
+        """See `read_step`. Raises `BadRecord`, also for what is not trusted, whatever it holds."""
+        distrust = self._secrets.distrust(record.topic, record.value, record.headers)
+        if distrust is not None:
+            raise BadRecord(*distrust)
+        return read_step(record)
+
+    def drop(self, record: Fetched, entry: Entry, partition: AssignedPartition, reason: str, task_id: str) -> None:
+        """Finish the record without running it: nobody wants the attempt any more."""
+        self._dropped.step(record, reason, task_id)
+        self.finish(entry, partition)
 
     def answer(self, answer: Record, record: Fetched, entry: Entry, partition: AssignedPartition) -> None:
         """Send an answer that finishes the record once it is in."""
@@ -54,7 +84,7 @@ class Records:
 
     def bury(self, record: Fetched, entry: Entry, partition: AssignedPartition, bad: BadRecord) -> None:
         """Send the record to the dead letters; it is finished then, even if they refuse it."""
-        _log.warning("a step message is not understood", topic=record.topic, offset=record.offset, error=str(bad))
+        self._dropped.step(record, bad.reason, _named(record), bad.detail)
         letter = dead_letter(record, bad.reason, bad.detail, "worker")
         buried = Record(self._dead_letters, dead_letter_key(record), encode_message(letter))
         self._answers.put(buried, partial(self._buried, record, entry, partition))

@@ -11,6 +11,7 @@ import structlog
 from flowpilot.worker.answers import Answers
 from flowpilot.worker.attempt import Attempt, State
 from flowpilot.worker.attempts import Attempts
+from flowpilot.worker.dropped import Dropped
 from flowpilot.worker.observed import Observed
 
 _log = structlog.get_logger("flowpilot.worker")
@@ -35,8 +36,10 @@ class Watch:
         concurrency: int,
         on_exhausted: Callable[[], None],
         observed: Observed,
+        dropped: Dropped,
     ) -> None:
         self._attempts, self._answers, self._observed = attempts, answers, observed
+        self._dropped = dropped
         self._concurrency, self._on_exhausted = concurrency, on_exhausted
         self.exhausted: int | None = None
 
@@ -52,6 +55,7 @@ class Watch:
                 elif attempt.state is State.SUSPECT and attempt.tells:
                     self._beat(attempt, now)
             self._observed.places(len(running), len(given_up))
+            self._dropped.flush(now)
             hanging = sum(now - since > _GRACE_GIVEN_UP for since in given_up.values())
             if hanging >= self._concurrency and self.exhausted is None:
                 self.exhausted = hanging

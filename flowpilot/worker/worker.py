@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Collection
+from secrets import token_hex
 
 import structlog
 
@@ -25,6 +25,7 @@ from flowpilot.worker.announced import Announced
 from flowpilot.worker.answers import Answers
 from flowpilot.worker.attempts import Attempts
 from flowpilot.worker.control import Control
+from flowpilot.worker.dropped import Dropped
 from flowpilot.worker.errors import WorkerExhausted
 from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.intake import ConsumerFactory, Intake
@@ -33,6 +34,7 @@ from flowpilot.worker.records import Records
 from flowpilot.worker.traced import Traced
 from flowpilot.worker.watch import Watch
 from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.mac import NO_SECRETS, StepSecrets
 from flowpilot_schemas.topics import Topics
 
 _log = structlog.get_logger("flowpilot.worker")
@@ -44,7 +46,7 @@ def _wall_clock() -> int:
 
 def new_worker_id() -> str:
     """An id of this process's own: `<host>:<pid>:<random>`."""
-    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+    return f"{socket.gethostname()}:{os.getpid()}:{token_hex(3)}"
 
 
 class StepWorker:
@@ -56,6 +58,7 @@ class StepWorker:
     is known. `clock` (ms since the epoch) judges `not_after` only.
     `on_ready` is called with the queues once they are subscribed to. `announcer`: tells others what is served, for
     `session` seconds at a time, and that it is `release`; without one nobody is told.
+    With `secrets`, no step is run and no control record followed that none of them signed.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class StepWorker:
         announcer: Announcer | None = None,
         session: float = 30.0,
         release: str = "",
+        secrets: StepSecrets = NO_SECRETS,
     ) -> None:
         self.worker_id = worker_id or new_worker_id()
         self.queues = handlers.queues(queues)
@@ -105,14 +109,21 @@ class StepWorker:
             release=release,
         )
         self._answers = Answers(producer)
-        self._control = Control(reader, topics.control, lambda: self._attempts.cancel_what_is_over())
+        dropped = Dropped(self.worker_id, meter)
+        self._control = Control(
+            reader,
+            topics.control,
+            lambda: self._attempts.cancel_what_is_over(),
+            secrets=secrets,
+            dropped=dropped,
+        )
         observed = Observed(meter, concurrency)
         self._attempts = Attempts(
             self.worker_id,
             handlers,
             answers=self._answers,
             control=self._control,
-            records=Records(self._answers, self._intakes, topics.dead_letters),
+            records=Records(self._answers, self._intakes, topics.dead_letters, dropped=dropped, secrets=secrets),
             intakes=self._intakes,
             concurrency=concurrency,
             clock=clock,
@@ -125,6 +136,7 @@ class StepWorker:
             concurrency=concurrency,
             on_exhausted=self._stopping.set,
             observed=observed,
+            dropped=dropped,
         )
 
     def stop(self) -> None:

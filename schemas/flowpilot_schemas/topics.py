@@ -42,6 +42,11 @@ class Topics:
 
     namespace: str = "flowpilot"
 
+    @classmethod
+    def of_step_topic(cls, name: str) -> Topics:
+        """The topics beside the worker topic `name`: a namespace has no dot."""
+        return cls(name.partition(".steps.")[0])
+
     @property
     def triggers(self) -> str:
         return f"{self.namespace}.triggers"

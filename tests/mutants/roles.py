@@ -12,7 +12,7 @@ from flowpilot.ports.log import Fetched
 from flowpilot.router import cloudevents, positions, routing
 from flowpilot.router.output import Output
 from flowpilot.router.reading import Served, serve
-from flowpilot.worker import answers
+from flowpilot.worker import answers, attempt
 from flowpilot.worker.attempts import Attempts
 from flowpilot.worker.control import Control
 from flowpilot.worker.handlers import Handler
@@ -20,6 +20,7 @@ from flowpilot.worker.intake import Intake
 from flowpilot.worker.partition import AssignedPartition, Entry
 from flowpilot.worker.records import Records
 from flowpilot.worker.worker import StepWorker
+from flowpilot_schemas.mac import MISSING, StepSecrets
 from tests.mutants.catalogue import Catalogue, Patch
 
 router, worker = Catalogue("router"), Catalogue("worker")
@@ -212,7 +213,37 @@ def suspects_run_at_once(patch: Patch) -> None:
 @worker("S2", "unit")
 def cancels_do_not_reach_handlers(patch: Patch) -> None:
     """A worker begins and goes on with steps of executions that are cancelled."""
-    patch.setattr(Control, "is_over", lambda self, task, task_id: False)
+    patch.setattr(Control, "why_over", lambda self, task, task_id: None)
+
+
+@worker("S12", "unit")
+def steps_are_run_without_a_mac(patch: Patch) -> None:
+    """With a secret configured, a worker runs what nobody signed."""
+    patch.setattr(StepSecrets, "distrust", lambda self, topic, value, headers: None)
+
+
+@worker("S12", "unit")
+def any_mac_is_good_enough(patch: Patch) -> None:
+    """A worker looks whether a step message has a MAC, and not whether it is this message's."""
+    whole = StepSecrets.distrust
+
+    def distrust(self: StepSecrets, topic: str, value: bytes | None, headers: Any) -> tuple[str, str] | None:
+        found = whole(self, topic, value, headers)
+        return found if found is not None and found[0] == MISSING else None
+
+    patch.setattr(StepSecrets, "distrust", distrust)
+
+
+@worker("S12", "unit")
+def reports_go_where_the_message_says(patch: Patch) -> None:
+    """A worker sends its reports to whatever topic a step message names."""
+    whole = attempt.answer
+
+    def answer(message: Any, record: Fetched, worker_id: str, kind: str, fields: dict[str, Any]) -> Any:
+        report = whole(message, record, worker_id, kind, fields)
+        return report._replace(topic=message.reply.topic, partition=message.reply.partition)
+
+    patch.setattr(attempt, "answer", answer)
 
 
 @worker("S11", "unit")

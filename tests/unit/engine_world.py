@@ -28,6 +28,7 @@ from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import RetryPolicy, StepDefinition, WorkflowDefinition
 from flowpilot_schemas.ids import keyed_execution_id, root_id
+from flowpilot_schemas.mac import NO_SECRETS, StepSecrets
 from flowpilot_schemas.topics import Topics
 
 T = Topics()
@@ -161,13 +162,20 @@ class Call:
 class Owner:
     """A process with an engine: its positions, and what it finished but did not commit yet."""
 
-    def __init__(self, world: World, skew: int = 0, meter: Meter = OFF, rules: int | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        skew: int = 0,
+        meter: Meter = OFF,
+        rules: int | None = None,
+        secrets: StepSecrets = NO_SECRETS,
+    ) -> None:
         self.world = world
         self.line = Line(world)
         reader = world.log.reader()
         self.engine = Engine(
             *(world.events_topic(), self.line, reader, world.definitions),
-            *(lambda: world.now + skew, world.nonce, meter, rules),
+            *(lambda: world.now + skew, world.nonce, meter, rules, secrets),
         )
         self.reader = reader
         self.positions: dict[int, int] = {}

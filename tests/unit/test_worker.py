@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from flowpilot import NonRetryable, Retry, RetryAfter, StepContext, Workflow
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.memory.group import MemoryConsumer
+from flowpilot.core.murmur2 import partition_of
 from flowpilot.ports.definitions import VersionConflict, WorkflowDeleted
 from flowpilot.ports.log import Fetched, MembershipLost
 from flowpilot.worker.errors import UnknownQueue, WorkerExhausted
@@ -125,9 +126,11 @@ def test_a_step_is_called_and_answered() -> None:
         assert (rig.answer(greet_id, "completed") or {})["output"] == "p 2 {'at': 5}"
         assert (rig.answer(part_id, "completed") or {})["output"] == [3, 2.0]
         assert (rig.answer(collect_id, "completed") or {})["output"] == ["create", "greet"]
-        # Home partition and key come from the message.
-        record = rig.log.records(TOPICS.events)[0]
-        assert (record.partition, record.key) == (3, create_id.partition("/")[0].encode())
+        # Home partition and key follow from the task id.
+        for task_id in (create_id, greet_id, part_id, collect_id):
+            root = task_id.partition("/")[0].encode()
+            [record] = [each for each in rig.log.records(TOPICS.events) if task_id.encode() in (each.value or b"")]
+            assert (record.partition, record.key) == (partition_of(root, 4), root)
         assert await rig.committed() == 4
         assert rig.answers("started") == []  # short steps do not pay for it
 
@@ -258,7 +261,6 @@ def good(**fields: Any) -> bytes:
         (good(task_id="nonsense"), "wrong_shape"),
         (good(attempt="1"), "wrong_shape"),
         (good(not_after="tomorrow"), "wrong_shape"),
-        (good(reply={"topic": "nowhere", "partition": 0}, input={"patient_id": "p"}), "answer_refused"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -274,6 +276,19 @@ def test_what_is_no_step_message_is_a_dead_letter_and_stops_nothing(value: bytes
             assert (letters[0]["topic"], letters[0]["offset"]) == ("flowpilot.steps.clinic", 0)
             assert letters[0]["source"] == "worker"
         assert await rig.committed() == 2
+
+    run(scenario())
+
+
+def test_a_report_that_kafka_refuses_is_a_dead_letter() -> None:
+    async def scenario() -> None:
+        rig = Rig(workflow)
+        rig.log.delete_topic("flowpilot.events")
+        rig.ready("create", input={"patient_id": "p"})
+        async with rig.serving():
+            [letter] = await eventually_async(rig.dead_letters)
+        assert letter["reason"] == "answer_refused"
+        assert await rig.committed() == 1
 
     run(scenario())
 
