@@ -148,7 +148,7 @@ def test_what_the_example_says_of_defaults_is_so() -> None:
     defaults = {name: field.get_default() for name, field in Settings.model_fields.items()}
     for name, value in values.items():
         default = defaults[name]
-        if default not in (None, {}):
+        if default not in (None, {}, ()):
             default = getattr(default, "get_secret_value", lambda default=default: default)()
             text = str(default).lower() if isinstance(default, bool) else str(default)
             assert text == value, name
