@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from flowpilot.core import attempts, lineage
+from flowpilot.core import attempts, ignored, lineage
 from flowpilot.core import events as e
 from flowpilot.core.attempts import Answer
 from flowpilot.core.clip import clipped_or_none
@@ -177,10 +177,10 @@ def _answer(definition: WorkflowDefinition, state: Execution, message: Answer, a
     reason = _why_ignored(definition, state, task)
     if reason is not None:
         if isinstance(message, StepHeartbeat):
-            return Decision(state, [])
+            return Decision(state, [], ignored=reason)
         worker = clipped_or_none(message.worker_id, attempts.WORKER_LIMIT)
-        ignored = e.CompletionIgnored(task.step, task.attempt, message.type, reason, worker)
-        return Decision(state, [ignored])
+        event = e.CompletionIgnored(task.step, task.attempt, message.type, reason, worker)
+        return _ignore(definition, state, event, at)._replace(ignored=reason)
     order = definition.index[task.step]
     draft = Draft(definition, state, at)
     output = None
@@ -210,6 +210,17 @@ def _answer(definition: WorkflowDefinition, state: Execution, message: Answer, a
     return decision._replace(output=output)
 
 
+def _ignore(
+    definition: WorkflowDefinition, state: Execution, event: e.CompletionIgnored | e.CancelIgnored, at: int
+) -> Decision:
+    """`event`, unless the history has it: what is sent again and again is recorded once."""
+    if ignored.is_recorded(state, ignored.entry(definition, state, event)):
+        return Decision(state, [])
+    draft = Draft(definition, state, at)
+    draft.emit(event)
+    return Decision(draft.state(), draft.events)
+
+
 def _why_ignored(definition: WorkflowDefinition, state: Execution, task: TaskId) -> str | None:
     if task.run != state.run:
         return "other_run"
@@ -236,7 +247,7 @@ def _cancel(definition: WorkflowDefinition, state: Execution, message: CancelExe
     over = state.status in TERMINAL_EXECUTION
     if over or message.run not in (None, state.run):
         reason = "the execution is over" if over else "another run holds the id"
-        return Decision(state, [e.CancelIgnored(message.actor, reason)])
+        return _ignore(definition, state, e.CancelIgnored(message.actor, reason), at)
     draft = Draft(definition, state, at)
     _cancel_open_steps(draft)
     draft.emit(e.ExecutionCancelled(message.actor, message.reason))

@@ -14,3 +14,4 @@ class Decision(NamedTuple):
     state: Execution
     events: list[e.CoreEvent]
     output: tuple[str, bytes] | None = None  # (step, encoded output) of a step that completed
+    ignored: str | None = None  # why the report was ignored, whether that is recorded or was before

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from flowpilot.core import events as e
+from flowpilot.core import ignored
 from flowpilot.core.family import window_after_end
 from flowpilot.core.state import REFUSAL_KEPT_MS, Execution, StepState
 from flowpilot.core.status import (
@@ -38,6 +39,7 @@ class Draft:
         self.forget_at = before.forget_at
         self.refused = before.refused
         self.retries = before.retries
+        self.ignored = before.ignored
         self._errors_kept: int | None = None
 
     def name(self, order: int) -> str:
@@ -66,6 +68,7 @@ class Draft:
             forget_at=self.forget_at,
             refused=self.refused,
             retries=self.retries,
+            ignored=self.ignored,
         )
 
     def _move(self, name: str, after: StepStatus, **changes: Any) -> int:
@@ -153,6 +156,10 @@ class Draft:
     def _step_cancelled(self, event: e.StepCancelled) -> None:
         self._move(event.step, StepStatus.CANCELLED)
 
+    def _ignored(self, event: e.CompletionIgnored | e.CancelIgnored) -> None:
+        found = ignored.entry(self.definition, self.before, event)
+        self.ignored = ignored.remembered(self.before, found)
+
     def _over(self, status: ExecutionStatus, window_ms: int) -> None:
         self.status = check_execution(self.status, status)
         self.deadline = None
@@ -179,7 +186,7 @@ class Draft:
         self.status = check_execution(self.status, ExecutionStatus.INCIDENT)
 
 
-# Events that are only told (deduplication, ignored answers) move nothing and are not here.
+# Events that are only told (deduplication) move nothing and are not here.
 _MOVES: dict[type[e.CoreEvent], Callable[[Draft, Any], None]] = {
     e.ExecutionStarted: Draft._started,
     e.StepReady: Draft._step_ready,
@@ -196,4 +203,6 @@ _MOVES: dict[type[e.CoreEvent], Callable[[Draft, Any], None]] = {
     e.ExecutionCancelled: Draft._cancelled,
     e.StartRefused: Draft._refused,
     e.ExecutionIncident: Draft._incident,
+    e.CompletionIgnored: Draft._ignored,
+    e.CancelIgnored: Draft._ignored,
 }

@@ -198,6 +198,7 @@ def forget(state: Execution) -> Execution:
         open=0,
         deadline=None,
         forget_at=None,
+        ignored=(),
         key=None,
         origin=None,
         retries=(),

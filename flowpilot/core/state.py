@@ -109,6 +109,8 @@ class Execution(NamedTuple):
     traceparent: str | None = None
     # The rule set by which this run is folded, from its start to its end.
     rules: int = FIRST
+    # Ignored messages that the history has (`flowpilot.core.ignored`), sorted.
+    ignored: tuple[tuple[int, int, int], ...] = ()
     outbox: tuple[OutboxEntry, ...] = ()
 
     @property
@@ -149,6 +151,8 @@ def _pack(state: Execution) -> dict[str, Any]:
         field = getattr(state, name)
         if field != default:
             value[name] = field
+    if state.ignored:
+        value["ignored"] = [list(entry) for entry in state.ignored]
     if state.retries:
         value["retries"] = [list(retry) for retry in state.retries]
     if state.outbox:
@@ -209,6 +213,7 @@ def _unpack(value: dict[str, Any]) -> Execution:
         seq=value["seq"],
         head=bytes.fromhex(value["head"]),
         retries=tuple([Retry(*retry) for retry in value.get("retries", ())]),
+        ignored=tuple([(reason, order, attempt) for reason, order, attempt in value.get("ignored", ())]),
         outbox=tuple(
             [
                 OutboxEntry(cause, at, seq, bytes.fromhex(head), events, *map(_unpack, of))

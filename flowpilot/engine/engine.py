@@ -8,6 +8,7 @@ which they handle, is a doubt: the process has to end without acknowledging anyt
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -60,6 +61,7 @@ class _Work:
     overlay: Overlay
     outputs: list[Output]
     entries: dict[bytes, Entry]
+    ignored: Counter[str]
 
 
 class Engine:
@@ -203,6 +205,7 @@ class Engine:
         for work in works:
             self._put(work)
             self._observed.batch(work.owned, work.records, work.overlay.changed.values(), self._clock())
+            self._observed.ignored(work.ignored)
         return [record for work in works for record in work.records]
 
     async def _fold(self, owned: OwnedPartition, records: list[Fetched], fate: Fate) -> _Work:
@@ -237,7 +240,7 @@ class Engine:
             owned.watermark = owned.watermark._replace(offset=reached)
         # Also if it stays where it was: no process has ended over what is in hand.
         entries[WATERMARK_KEY] = owned.watermark.entry(owned.epoch)._replace(bars=fate is not Fate.FOLDED)
-        return _Work(owned, records, overlay, fold.outputs.records, entries)
+        return _Work(owned, records, overlay, fold.outputs.records, entries, fold.ignored)
 
     async def _fold_one(self, fold: Fold, record: Fetched) -> None:
         try:

@@ -6,6 +6,7 @@ What a record decides depends on the log and the table alone: not on epochs, bat
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,8 @@ class Fold:
         self._overlay = frame.overlay
         self._home = Home(frame.topics.events, frame.partition)
         self.outputs = Outputs(frame.topics)
+        self.ignored: Counter[str] = Counter()
+        """Reports that were ignored, by reason, whether recorded or not."""
 
     def record(self, record: Fetched) -> None:
         """Fold one record, wholly or (if it raises) not at all.
@@ -168,7 +171,10 @@ class Fold:
             if definition is None:  # a refused start: nothing of it is in flight
                 self._unknown(record, execution, message)
             else:
-                self._commit(record, state, decide.decide(definition, state, message, record.timestamp))
+                decision = decide.decide(definition, state, message, record.timestamp)
+                if decision.ignored is not None:
+                    self.ignored[decision.ignored] += 1
+                self._commit(record, state, decision)
 
     def _of_a_family(self, record: Fetched, state: Execution | None, message: OfAFamily) -> None:
         """What a root decides on its retries (`flowpilot.core.lineage`), and that a retry goes with its root."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from flowpilot.core import events as e
 from flowpilot.core.events import unpack
@@ -44,6 +44,11 @@ class Observed:
         self._table(owned)
         for (metric, labels), amount in counts(changed).items():
             meter.add(metric, amount, *labels)
+
+    def ignored(self, reports: Mapping[str, int]) -> None:
+        """So many reports were ignored, by reason."""
+        for reason, amount in reports.items():
+            self._meter.add(metrics.ENGINE_IGNORED, amount, reason)
 
     def claimed(self, owned: OwnedPartition) -> None:
         """The partition is this process's."""

@@ -79,6 +79,13 @@ ENGINE_TIMEOUTS = Metric(
     "Deadlines that steps passed, by the timeout's name; an attempt that ends by it is counted among those too.",
     ("workflow", "step", "timeout"),
 )
+ENGINE_IGNORED = Metric(
+    "flowpilot_engine_reports_ignored_total",
+    "counter",
+    "Reports of workers that changed nothing, by reason, such as `stale_attempt` or `execution_over`. The history "
+    "has one event an attempt and reason; this counts each.",
+    ("reason",),
+)
 
 # Worker
 

@@ -25,6 +25,11 @@ def check(
     if again.changed or again.outputs != folded.outputs:
         yield Violation("S9", f"{event.label}, delivered again, {_what(again)}")
     if same(here.state, state):
+        counts["S9"] += 1
+        copy = fold(subject, there, folded.record._replace(offset=folded.record.offset + 1))
+        told = {value["type"] for value, _, _ in Sent.of(copy).history}
+        if told & {"CompletionIgnored", "CancelIgnored"}:
+            yield Violation("S9", f"{event.label}, sent twice, was recorded as ignored twice")
         return
     if here.record is not None and here.state is not None and not _says_another_thing(here, state):
         counts["S9"] += 1

@@ -48,12 +48,14 @@ class Sent(NamedTuple):
 
 
 def same(before: Execution | None, after: Execution | None) -> bool:
-    """Whether nothing moved: what only numbers and tells may differ."""
+    """Whether nothing moved: what only numbers and tells may differ, and which of those the history has."""
     if before is None or after is None or before is after:
         return before is after
     if before.steps is not after.steps and before.steps != after.steps:
         return False
-    return before == after._replace(src=before.src, seq=before.seq, head=before.head, outbox=before.outbox)
+    return before == after._replace(
+        src=before.src, seq=before.seq, head=before.head, outbox=before.outbox, ignored=before.ignored
+    )
 
 
 def shown(state: Execution | None) -> str:

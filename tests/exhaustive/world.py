@@ -192,7 +192,7 @@ def _encoded(message: m.Event) -> bytes:
 
 
 def key_of(subject: Subject, state: Execution | None, now: int) -> tuple[Any, ...]:
-    """What tells situations apart."""
+    """What tells situations apart; which ignored messages are recorded decides only what is told once more."""
     if state is None:
         return ("nothing",)
     steps = [_step_key(step, now) for step in state.steps]

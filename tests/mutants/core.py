@@ -249,6 +249,18 @@ def a_deploy_changes_what_runs(patch: Patch) -> None:
     patch.setattr(Fold, "_definition_of", definition_of)
 
 
+@planted("S9", "unit", "laws", "exhaustive", "simulation")
+def every_replay_is_recorded(patch: Patch) -> None:
+    """A report that is ignored adds a history event each time it comes."""
+    patch.setattr(decide.ignored, "is_recorded", lambda state, found: False)
+
+
+@planted("S9", "unit")
+def foreign_attempts_are_remembered_each(patch: Patch) -> None:
+    """Attempts that cannot have existed fill the state and the history, one by one."""
+    patch.setattr(decide.ignored, "_attempts", lambda definition, state, order: 10**9)
+
+
 @planted("S11", "unit", "simulation")
 def bad_records_are_skipped(patch: Patch) -> None:
     """A record that cannot be read is passed over: nobody hears of it."""

@@ -162,9 +162,14 @@ def s5_attempts(e: Evidence) -> Iterator[str]:
     for run in e.history:
         current: dict[str, int] = {}
         ended: set[str] = set()
+        ignored: set[tuple[str, int, str]] = set()
         definition = None
         for value in e.values(run):
             kind, step, attempt = value["type"], value.get("step"), value.get("attempt")
+            if kind == "CompletionIgnored":
+                if (step, attempt, value["reason"]) in ignored:
+                    yield f"{run}: of {step}/{attempt}, {value['reason']} is recorded twice"
+                ignored.add((step, attempt, value["reason"]))
             if kind == "ExecutionStarted":
                 definition = e.versions.by_hash[value["definition"]]
             if step is None or definition is None or kind in ("CompletionIgnored", "DispatchFailed"):
