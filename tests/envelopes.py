@@ -100,6 +100,13 @@ async def produce(
     servers: str, topic: str, records: Sequence[tuple[Envelope, bytes | None]], *, compression: int = NONE
 ) -> list[int]:
     """Produce to partition 0, a batch for each record; the offsets. Raises AssertionError if one is refused."""
+    return [await produce_batch(servers, topic, [record], compression) for record in records]
+
+
+async def produce_batch(
+    servers: str, topic: str, records: Sequence[tuple[Envelope, bytes | None]], compression: int = NONE
+) -> int:
+    """Produce one batch to partition 0; its first offset."""
     client = AIOKafkaClient(bootstrap_servers=servers)
     await client.bootstrap()
     try:
@@ -107,13 +114,10 @@ async def produce(
         await client.force_metadata_update()
         leader = client.cluster.leader_for_partition(AiokafkaPartition(topic, 0))
         assert leader is not None
-        offsets = []
-        for record in records:
-            request = ProduceRequest(None, -1, 10_000, [(topic, [(0, batch([record], compression))])])
-            answered = await client.send(leader, request)
-            ((_, [(_, code, offset, *_)]),) = answered.topics
-            assert code == 0, f"the broker refused a record with the error {code}"
-            offsets.append(offset)
-        return offsets
+        request = ProduceRequest(None, -1, 10_000, [(topic, [(0, batch(records, compression))])])
+        answered = await client.send(leader, request)
+        ((_, [(_, code, offset, *_)]),) = answered.topics
+        assert code == 0, f"the broker refused a record with the error {code}"
+        return int(offset)
     finally:
         await client.close()

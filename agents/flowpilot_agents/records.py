@@ -1,21 +1,32 @@
-"""aiokafka's record batches, read so that a header's name may be any bytes.
+"""aiokafka's record batches, read so that a header's name may be any bytes and a compressed batch of any size.
 
 aiokafka decodes names as strict UTF-8 and refuses a record with another name: the fetch fails, the position
 stays, and the process would end at every start. Kafka's protocol calls a name a string, and no broker checks it.
+It decompresses without a limit, and a few KB may become all memory there is: beyond `MOST_BYTES`, which is what
+librdkafka takes, the records of the batch are delivered as lost.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
-from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 
+from flowpilot.ports.log import RECORD_LOST
+
+MOST_BYTES = 100_000_000
+
 _MAGIC_WITH_HEADERS = 2
+_HEAD = _DefaultRecordBatchPy.HEADER_STRUCT.size
+_GZIP = 31  # zlib's name for the format
+# Of a batch, how many times its size is tried first.
+_RATIO = 16
 
 
 def read_leniently() -> None:
@@ -48,6 +59,12 @@ class _Batch:
         return next(self._batch)  # of a control batch
 
     def __iter__(self) -> Iterator[Any]:
+        batch = self._batch
+        if not _fits(batch.compression_type, self._data[_HEAD:]):
+            for offset in range(batch.base_offset, batch.next_offset):
+                headers = [(RECORD_LOST, None)]
+                yield _DefaultRecordPy(offset, batch.max_timestamp, batch.timestamp_type, None, b"", headers)
+            return
         read = 0
         try:
             for record in self._batch:
@@ -76,3 +93,38 @@ class _Buffer(bytearray):
 class _Part(bytearray):
     def decode(self, encoding: str = "utf-8", errors: str = "surrogateescape") -> str:
         return super().decode(encoding, errors)
+
+
+def _fits(codec: int, data: memoryview) -> bool:
+    """Whether the records of a batch take `MOST_BYTES` at most. Snappy makes 21 bytes of one: it always fits."""
+    if codec == _DefaultRecordBatchPy.CODEC_GZIP:
+        return _fits_of_gzip(data)
+    if codec not in (_DefaultRecordBatchPy.CODEC_LZ4, _DefaultRecordBatchPy.CODEC_ZSTD):
+        return True
+    import cramjam  # here, as few producers of events compress
+
+    unpack = cramjam.lz4 if codec == _DefaultRecordBatchPy.CODEC_LZ4 else cramjam.zstd
+    room = _RATIO * len(data)
+    while True:
+        try:
+            unpack.decompress_into(data, bytearray(min(room, MOST_BYTES)))
+            return True
+        except cramjam.DecompressionError:
+            if room >= MOST_BYTES:
+                return False
+            room *= _RATIO
+
+
+def _fits_of_gzip(data: bytes | memoryview) -> bool:
+    left, member = MOST_BYTES, zlib.decompressobj(_GZIP)
+    try:
+        while data:
+            left -= len(member.decompress(data, 1 << 20))
+            if left < 0:
+                return False
+            data = member.unconsumed_tail
+            if member.eof:  # there may be another
+                data, member = member.unused_data, zlib.decompressobj(_GZIP)
+    except zlib.error:
+        pass  # whoever decompresses it says so
+    return True

@@ -32,6 +32,7 @@ REMEDIES = {
     "unknown_workflow": "apply the workflow, then publish the record again",
     "unknown_version": "apply that version, or publish the record again without a version",
     "unknown_execution": "nothing, if its execution ended long ago: the answer came too late to count",
+    "record_unreadable": "publish the record again, uncompressed",
     "headers_unreadable": "publish the record again, with names of headers in UTF-8",
     "future_version": "upgrade this role, then publish the record again",
     "dispatch_failed": "create the queue's topic or make what the step is given smaller, then retry the execution",

@@ -7,7 +7,7 @@ from typing import TypeGuard
 from flowpilot.core import decide
 from flowpilot.engine.keys import state_key
 from flowpilot.engine.table import PartitionTable
-from flowpilot.ports.log import Fetched
+from flowpilot.ports.log import Fetched, refuse_lost
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import BadRecord, decode_object, parse
 from flowpilot_schemas.ids import TaskId, is_execution_id, root_id
@@ -21,6 +21,7 @@ Message = m.StartExecution | m.RetryExecution | m.RetryEnded | m.RetryCheck | m.
 
 def read(record: Fetched) -> m.Event:
     """The event in a record. Raises `BadRecord`."""
+    refuse_lost(record)
     value = decode_object(record.value)
     kind = value.get("type")
     model = m.EVENT_TYPES.get(kind) if isinstance(kind, str) else None

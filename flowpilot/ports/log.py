@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from flowpilot.core.errors import FlowPilotError
+from flowpilot_schemas.codec import BadRecord
 
 Headers = tuple[tuple[str, bytes], ...]
 """A name's bytes that are not UTF-8 are lone surrogates, as PEP 383 has them. A null value is an empty one."""
@@ -15,6 +16,9 @@ NAME_LOST = "\ud800"
 
 HEADERS_LOST = "\ud801"
 """The name of the only header of a record whose headers the client did not give at all."""
+
+RECORD_LOST = "\ud802"
+"""The name of the only header of a record of which the client gave nothing but its place; its value is empty."""
 
 
 def is_utf8(name: str) -> bool:
@@ -67,6 +71,13 @@ class Fetched(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+
+
+def refuse_lost(record: Fetched) -> None:
+    """Raises `BadRecord` if there is nothing of the record but its place."""
+    if record.headers and record.headers[0][0] == RECORD_LOST:
+        sentence = "the Kafka client cannot read the record's batch: it is corrupt, or too large when decompressed"
+        raise BadRecord("record_unreadable", sentence)
 
 
 class Delivery(NamedTuple):

@@ -18,7 +18,7 @@ from __future__ import annotations
 from base64 import b64decode
 from typing import Any, NamedTuple
 
-from flowpilot.ports.log import HEADERS_LOST, Fetched, Headers, is_utf8
+from flowpilot.ports.log import HEADERS_LOST, Fetched, Headers, is_utf8, refuse_lost
 from flowpilot_schemas.codec import BadRecord, as_object, decode
 
 Attributes = dict[str, Any]
@@ -47,6 +47,7 @@ def read(record: Fetched) -> Arrived:
     value = record.value or b""
     media = told = None
     if record.headers:
+        refuse_lost(record)
         if record.headers[0][0] == HEADERS_LOST:
             sentence = "the Kafka client cannot read the record's headers, which may make it a CloudEvent"
             raise BadRecord("headers_unreadable", sentence)

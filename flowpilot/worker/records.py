@@ -8,7 +8,7 @@ from functools import partial
 import structlog
 
 from flowpilot.core.dead_letters import dead_letter, dead_letter_key
-from flowpilot.ports.log import Fetched, Record
+from flowpilot.ports.log import Fetched, Record, refuse_lost
 from flowpilot.worker.answers import Answers
 from flowpilot.worker.dropped import Dropped
 from flowpilot.worker.intake import Intake
@@ -24,6 +24,7 @@ _log = structlog.get_logger("flowpilot.worker")
 
 def read_step(record: Fetched) -> tuple[StepReady, TaskId, int]:
     """The step message, its task id, and its `not_after` in ms since the epoch. Raises `BadRecord`."""
+    refuse_lost(record)
     message = parse(StepReady, decode_object(record.value))
     task_id = TaskId.parse(message.task_id)
     if task_id is None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
@@ -177,6 +176,19 @@ def test_records_may_be_compressed(alone: RunningSystem, codec: int) -> None:
     produce(alone, topics.triggers, [(HOSTILE["a name in Latin-1"], trigger)], codec)
     assert alone.ended(keyed_execution_id("shop", mark))[:2] == ("completed", 16)
     await_reasons(alone, bad, ["not_json"])
+
+
+def test_a_batch_too_large_to_decompress_is_dead_letters(alone: RunningSystem) -> None:
+    """3.7 KB of zstd are 120 MB: the clients refuse it, and would never come to what is behind it."""
+    topics = alone.settings.topics
+    small = (Envelope(), b"{")
+    bomb = [small, (Envelope(), bytes(120_000_000)), small]
+    for topic in (f"{alone.namespace}-orders", topics.triggers, topics.events, topics.steps("shop")):
+        first = asyncio.run(envelopes.produce_batch(alone.settings.bootstrap_servers, topic, bomb, ZSTD))
+        places = [Place(topic, 0, first + n) for n in range(3)]
+        eventually(lambda places=places: len(alone.dead_letters(places)) == 3, PATIENT)  # type: ignore[misc]
+        assert reasons(alone, places) == ["record_unreadable"] * 3
+    still_works(alone)
 
 
 def test_roles_begin_again_behind_every_envelope(alone: RunningSystem) -> None:

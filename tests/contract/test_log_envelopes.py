@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 import pytest
 from confluent_kafka import Producer as ConfluentProducer
 
-from flowpilot.adapters.kafka.config import reader_properties
+from flowpilot.adapters.kafka.config import consumer_properties, reader_properties
+from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.reader import KafkaReader
-from flowpilot.ports.log import NAME_LOST, Delivery, Fetched, Headers, Record, is_utf8
+from flowpilot.ports.log import NAME_LOST, RECORD_LOST, Delivery, Fetched, Headers, Record, is_utf8
 from flowpilot.settings import Settings
+from tests import envelopes
 from tests.contract.logs import MEMORY_AND_KAFKA, Log, open_log
-from tests.envelopes import HOSTILE, Envelope
+from tests.envelopes import HOSTILE, ZSTD, Envelope
 from tests.waiting import eventually_async
 
 run = asyncio.run
@@ -82,6 +84,40 @@ def test_a_name_that_is_not_utf8_is_sent_with_escapes(log: Log) -> None:
         assert await log.producer().send([Record(topic, b"k", b"v", 0, headers)]) == [Delivery(0, 0)]
         [found] = await log.reader().read(topic, 0, 0, 1)
         assert found.headers == ((r"gr\udcf6\udcdfe", b"1"), (r"\ud800", b"2"), ("größe", b"3"))
+
+    run(scenario())
+
+
+@pytest.mark.integration
+def test_a_batch_too_large_to_decompress_holds_nothing_up(kafka_settings: Settings) -> None:
+    """3.7 KB of zstd are 120 MB, which librdkafka refuses: it fetches the batch again and again."""
+    topic, servers = kafka_settings.topics.control, kafka_settings.bootstrap_servers
+    small = (Envelope(), b"small")
+    bomb = [small, (Envelope(), bytes(120_000_000)), small, small, small]
+
+    async def scenario() -> None:
+        await envelopes.produce(servers, topic, [small])
+        await envelopes.produce_batch(servers, topic, bomb, ZSTD)
+        await envelopes.produce(servers, topic, [small, small])
+        place = RECORD_LOST
+        wanted = [None, place, place, place, place, place, None, None]
+        reader = KafkaReader(reader_properties(kafka_settings))
+        for start, end in ((0, 8), (0, 3), (2, 8), (3, 4), (6, 8)):
+            found = await reader.read(topic, 0, start, end)
+            assert [record.offset for record in found] == list(range(start, end))
+            assert [record.headers[0][0] if record.headers else None for record in found] == wanted[start:end]
+        reader.close()
+        consumer = KafkaConsumer(consumer_properties(kafka_settings, kafka_settings.namespace), [topic])
+        polled: list[Fetched] = []
+
+        async def all_of_them() -> bool:
+            polled.extend(await consumer.poll(1_000, 0.5))
+            return len(polled) >= 8
+
+        await eventually_async(all_of_them, 60)
+        assert [record.offset for record in polled] == list(range(8))
+        assert [record.headers[0][0] if record.headers else None for record in polled] == wanted
+        await consumer.close()
 
     run(scenario())
 

@@ -80,6 +80,18 @@ def bad_trigger_records_are_skipped(patch: Patch) -> None:
 
 
 @router("S1", "unit")
+def lost_headers_pass_for_none(patch: Patch) -> None:
+    """A record whose headers the client cannot read is taken for plain JSON, though it may be a CloudEvent."""
+    patch.setattr(cloudevents, "HEADERS_LOST", None)
+
+
+@router("S11", "unit")
+def names_that_are_not_text_are_attributes(patch: Patch) -> None:
+    """A header that means nothing to FlowPilot makes a good record a dead letter."""
+    patch.setattr(cloudevents, "is_utf8", lambda name: True)
+
+
+@router("S1", "unit")
 def cloudevents_are_named_by_their_id(patch: Patch) -> None:
     """Two systems that number their events alike share executions."""
     whole = routing.event_execution_id

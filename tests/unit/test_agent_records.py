@@ -13,11 +13,14 @@ from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowpilot.engine.reading import read as read_event
 from flowpilot.ports.log import Fetched, as_time
+from flowpilot_agents import records as agent_records
 from flowpilot_agents.records import LenientRecords
 from flowpilot_agents.transport import fetched
+from flowpilot_schemas.codec import BadRecord
 from tests import envelopes
-from tests.envelopes import GZIP, HOSTILE, NONE, Envelope
+from tests.envelopes import GZIP, HOSTILE, LZ4, NONE, ZSTD, Envelope
 
 GOOD = Envelope(headers=((b"a", b"1"),))
 
@@ -55,6 +58,20 @@ def test_batches_are_read_however_they_are_compressed(compression: int) -> None:
 def test_any_envelope_is_read_as_it_was_produced(records: list[tuple[Envelope, bytes | None]]) -> None:
     times = [(envelope._replace(timestamp=envelope.timestamp % 2**40), value) for envelope, value in records]
     assert read(envelopes.batch(times)) == as_told(times)
+
+
+@pytest.mark.parametrize("codec", [GZIP, LZ4, ZSTD])
+def test_a_batch_too_large_to_decompress_is_lost_records(codec: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if codec != GZIP:
+        pytest.importorskip("cramjam")
+    monkeypatch.setattr(agent_records, "MOST_BYTES", 1_000_000)
+    fine, large = [(GOOD, bytes(900_000))], [(GOOD, b"1"), (GOOD, bytes(1_100_000)), (GOOD, b"3")]
+    assert read(envelopes.batch(fine, codec)) == as_told(fine)
+    found = read(envelopes.batch(large, codec))
+    assert [record.offset for record in found] == [0, 1, 2]
+    for record in found:
+        with pytest.raises(BadRecord, match="record_unreadable"):
+            read_event(record)
 
 
 def test_what_is_corrupt_is_still_refused() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowpilot.ports.log import Fetched, Headers
+from flowpilot.ports.log import HEADERS_LOST, RECORD_LOST, Fetched, Headers
 from flowpilot.router.cloudevents import Arrived, read
 from flowpilot.router.routing import Omitted, route
 from flowpilot_schemas.codec import BadRecord
@@ -197,3 +197,20 @@ def test_each_malformed_event_is_a_dead_letter_that_says_why(event: Fetched, rea
 
 def test_an_attribute_that_is_a_boolean_agrees_with_its_header() -> None:
     assert read(record(structured(paid=True), (*JSON_EVENT, ("ce_paid", b"true")))).data == DATA
+
+
+def test_a_header_whose_name_is_not_utf8_is_no_attribute() -> None:
+    headers = (*in_headers(), ("ce_\udcff", b"\xff"), ("ce_\udcff", b"2"))
+    data = {"order": 5}
+    assert read(record(data, headers)).event == read(record(data, in_headers())).event
+    assert read(record(data, headers[-2:])) == Arrived(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [(HEADERS_LOST, "headers_unreadable"), (RECORD_LOST, "record_unreadable")]
+)
+def test_what_the_client_cannot_give_is_a_dead_letter(name: str, reason: str) -> None:
+    """The record may be a CloudEvent: taken for plain JSON it would start an execution with another id."""
+    found = outcome(record({"order": 5}, ((name, b""),)))
+    assert isinstance(found, DeadLetter)
+    assert found.reason == reason

@@ -15,6 +15,7 @@ from confluent_kafka import TopicPartition as ConfluentPartition
 
 from flowpilot.adapters.kafka.config import Properties
 from flowpilot.adapters.kafka.fetched import PASSING, fetched
+from flowpilot.adapters.kafka.unreadable import UNREADABLE, lost
 from flowpilot.ports.log import Fetched, LogUnavailable, MembershipLost, Rebalanced, TopicPartition
 
 # The group is between two generations. A member that goes on belongs to the next one in a moment, and keeps its
@@ -71,7 +72,8 @@ class KafkaConsumer:
         self._failed: BaseException | None = None  # by a handler: for good
         self._error: LogUnavailable | None = None
         self._lost: MembershipLost | None = None  # for good
-        self._group = properties["group.id"]
+        self._properties, self._group = properties, properties["group.id"]
+        self._begun: dict[TopicPartition, int] = {}  # where reading was told to begin
         self._closing = self._closed = self._handling = False
         self._subscribe(topics)
 
@@ -110,6 +112,7 @@ class KafkaConsumer:
         self._handle(self._on_assigned, partitions)
         for item in partitions:
             item.offset = self._seeks.pop(TopicPartition(item.topic, item.partition), item.offset)
+            self._begun[TopicPartition(item.topic, item.partition)] = item.offset
         consumer.incremental_assign(partitions)
         # librdkafka remembers a pause from an earlier assignment, and would never deliver the partition again.
         consumer.resume(partitions)
@@ -161,11 +164,15 @@ class KafkaConsumer:
         rest = self._consumer.consume(max_records - 1, 0) if max_records > 1 else []
         # If a rebalance ran just now, librdkafka took back what it concerns, but for the first message.
         moved = (first.topic(), first.partition()) in self._moved
-        found = []
+        found, skipped = [], set[tuple[str | None, int | None]]()
         for message in rest if moved else (first, *rest):
             error = message.error()
             if error is None:
                 found.append(fetched(message))
+            elif error.code() in UNREADABLE:
+                if (message.topic(), message.partition()) not in skipped:
+                    skipped.add((message.topic(), message.partition()))
+                    found += self._skip(message)
             elif _is_final(error):
                 self._lose(error)
             elif not (error.retriable() or error.code() in PASSING):
@@ -186,6 +193,15 @@ class KafkaConsumer:
             if left <= _SLICE or self._closing:
                 break
         return None
+
+    def _skip(self, message: Any) -> list[Fetched]:
+        """The records of a batch that cannot be read; what is behind it is read next."""
+        place = TopicPartition(message.topic(), message.partition())
+        [position] = self._consumer.position([ConfluentPartition(*place)])
+        records = lost(message, max(position.offset, self._begun.get(place, 0)), self._properties)
+        if records:
+            self._seek(place, records[-1].offset + 1)
+        return records
 
     async def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """See the port."""
@@ -243,6 +259,7 @@ class KafkaConsumer:
             self._consumer.incremental_unassign([ConfluentPartition(*partition)])
         except KafkaException:
             return  # it was revoked meanwhile
+        self._begun[partition] = offset
         self._consumer.incremental_assign([ConfluentPartition(*partition, offset)])
         if partition in self._paused:
             self._consumer.pause([ConfluentPartition(*partition)])

@@ -14,6 +14,7 @@ from confluent_kafka import TopicPartition as ConfluentPartition
 
 from flowpilot.adapters.kafka.config import Properties
 from flowpilot.adapters.kafka.fetched import PASSING, fetched
+from flowpilot.adapters.kafka.unreadable import UNREADABLE, lost
 from flowpilot.ports.log import Fetched, LogUnavailable
 
 Result = TypeVar("Result")
@@ -33,6 +34,7 @@ class KafkaReader:
     """See `flowpilot.ports.log.Reader`. `timeout`: seconds without progress before `LogUnavailable`."""
 
     def __init__(self, properties: Properties, *, timeout: float = 10.0) -> None:
+        self._properties = properties
         self._consumer = ConfluentConsumer(properties)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flowpilot-reader")
         self._timeout = timeout
@@ -104,11 +106,11 @@ class KafkaReader:
             return []
         self._consumer.assign([ConfluentPartition(topic, partition, start)])
         try:
-            return self._collect(topic, partition, end)
+            return self._collect(topic, partition, start, end)
         finally:
             self._consumer.unassign()
 
-    def _collect(self, topic: str, partition: int, end: int) -> list[Fetched]:
+    def _collect(self, topic: str, partition: int, start: int, end: int) -> list[Fetched]:
         found: list[Fetched] = []
         deadline = time.monotonic() + self._timeout
         while True:
@@ -127,6 +129,15 @@ class KafkaReader:
                     if record.offset >= end - 1:
                         return found
                     progress = True
+                elif error.code() in UNREADABLE:
+                    missed = lost(message, found[-1].offset + 1 if found else start, self._properties)
+                    found += [record for record in missed if record.offset < end]
+                    if missed and missed[-1].offset >= end - 1:
+                        return found
+                    if missed:
+                        self._consumer.assign([ConfluentPartition(topic, partition, missed[-1].offset + 1)])
+                        progress = True
+                    break  # of what came with it there is only the same again
                 elif error.code() == KafkaError._PARTITION_EOF:
                     return found  # compaction took the range's last records: no message says so, the end does
                 elif error.code() not in PASSING and not error.retriable():
