@@ -37,6 +37,14 @@ class Envelope(NamedTuple):
         return Fetched(topic, partition, offset, self.timestamp, self.key, value, self.told)
 
 
+ANY_TIME = {
+    "message.timestamp.type": "CreateTime",
+    "message.timestamp.after.max.ms": str(2**63 - 1),
+    "message.timestamp.before.max.ms": str(2**63 - 1),
+    "retention.ms": "-1",
+}
+"""The configuration of a topic that takes any time from a producer."""
+
 LATIN = (b"gr\xf6\xdfe", b"\xe9")
 FAR = 2**62
 

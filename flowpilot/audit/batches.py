@@ -65,7 +65,7 @@ def chunks(records: Sequence[Fetched]) -> Iterator[Sequence[Fetched]]:
     """`records` in transactions of up to `BATCH` records and about `BATCH_BYTES`."""
     start = size = 0
     for index, record in enumerate(records):
-        size += len(record.value or b"")
+        size += len(record.key or b"") + len(record.value or b"")
         if size >= BATCH_BYTES or index - start + 1 >= BATCH:
             yield records[start : index + 1]
             start, size = index + 1, 0

@@ -18,19 +18,12 @@ from tests import envelopes
 from tests.acceptance import flows
 from tests.acceptance.running import PATIENCE, Place, RunningSystem, running_system
 from tests.acceptance.test_bad_input import definition_of, event, start_of
-from tests.envelopes import GZIP, HOSTILE, LZ4, SNAPPY, ZSTD, Envelope
+from tests.envelopes import ANY_TIME, GZIP, HOSTILE, LZ4, SNAPPY, ZSTD, Envelope
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
 
 Records = Sequence[tuple[Envelope, bytes | None]]
-# A broker takes any time only from a topic that says so.
-ANY_TIME = {
-    "message.timestamp.type": "CreateTime",
-    "message.timestamp.after.max.ms": str(2**63 - 1),
-    "message.timestamp.before.max.ms": str(2**63 - 1),
-    "retention.ms": "-1",
-}
 ROLES = ("router", "audit", "worker-1", "engine")
 PATIENT = 2 * PATIENCE
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from confluent_kafka import Producer as ConfluentProducer
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from flowpilot.adapters.kafka.config import consumer_properties, reader_properties
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
@@ -15,7 +16,7 @@ from flowpilot.ports.log import NAME_LOST, RECORD_LOST, Delivery, Fetched, Heade
 from flowpilot.settings import Settings
 from tests import envelopes
 from tests.contract.logs import MEMORY_AND_KAFKA, Log, open_log
-from tests.envelopes import HOSTILE, ZSTD, Envelope
+from tests.envelopes import FAR, HOSTILE, ZSTD, Envelope
 from tests.waiting import eventually_async
 
 run = asyncio.run
@@ -118,6 +119,29 @@ def test_a_batch_too_large_to_decompress_holds_nothing_up(kafka_settings: Settin
         assert [record.offset for record in polled] == list(range(8))
         assert [record.headers[0][0] if record.headers else None for record in polled] == wanted
         await consumer.close()
+
+    run(scenario())
+
+
+@pytest.mark.integration
+def test_any_time_is_read_and_asked_for(kafka_settings: Settings) -> None:
+    """A topic that takes the producer's time holds any; a start point is looked up among them."""
+    topic = kafka_settings.topics.control
+    changed = ConfigResource(ResourceType.TOPIC, topic)
+    for name, value in envelopes.ANY_TIME.items():
+        changed.add_incremental_config(ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET))
+    client = AdminClient({"bootstrap.servers": kafka_settings.bootstrap_servers})
+    client.incremental_alter_configs([changed])[changed].result(10)
+    times = [-1, 0, -1_000, -FAR, 1_000, 2_000, FAR, 2**63 - 1, 1_000]
+
+    async def scenario() -> None:
+        records = [(Envelope(timestamp=each), b"v") for each in times]
+        await envelopes.produce(kafka_settings.bootstrap_servers, topic, records)
+        reader = KafkaReader(reader_properties(kafka_settings))
+        assert [record.timestamp for record in await reader.read(topic, 0, 0, 9)] == times
+        asked = {-(2**70): 1, -1: 1, 0: 1, 1: 4, 1_001: 5, 2_001: 6, 2**43: 6, FAR + 1: 7, 2**70: 7}
+        assert {each: await reader.offset_at(topic, 0, each) for each in asked} == asked
+        reader.close()
 
     run(scenario())
 
