@@ -156,7 +156,7 @@ def test_topics_of_the_roles_take_every_envelope(alone: RunningSystem) -> None:
     keyed = [each for each in HOSTILE.values() if each.key is not None]  # what is compacted takes no others
     for topic in (topics.control, topics.replies):
         produce(alone, topic, [(each, b"{") for each in HOSTILE.values()])
-    for topic in (topics.definitions, topics.positions):
+    for topic in (topics.definitions, topics.positions, topics.members):
         produce(alone, topic, [(each, b"{") for each in keyed])
     still_works(alone)
 

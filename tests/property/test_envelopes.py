@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowpilot.adapters.definitions import LogDefinitions
+from flowpilot.adapters.members import _Look
 from flowpilot.adapters.memory.log import MemoryLog
 from flowpilot.adapters.postgres.models import DeadLetterRow
 from flowpilot.app import dead_letters
@@ -129,12 +130,15 @@ def test_a_worker_and_a_client_read_whatever_the_envelope(envelope: Envelope, va
 
 
 @spoken
-def test_definitions_and_positions_read_whatever_the_envelope(envelope: Envelope, value: bytes | None) -> None:
+def test_topics_of_the_roles_are_read_whatever_the_envelope(envelope: Envelope, value: bytes | None) -> None:
     log = MemoryLog()
     definitions = LogDefinitions(log.producer(), log.reader(), T.definitions)
     positions = Positions(log.producer(), log.reader(), T.positions)
     _says_little(lambda: definitions._take(envelope.around(value, topic=T.definitions)))
     _says_little(lambda: positions._take(envelope.around(value, topic=T.positions)))
+    look = _Look(0)
+    look.take(envelope.around(value, topic=T.members))
+    assert look.found(is_complete=True).workers == []
     registered = definitions.registration("onboarding")
     assert registered is None or 0 <= registered.at <= 2**43
 
