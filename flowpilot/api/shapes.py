@@ -82,6 +82,7 @@ class Execution(_Row):
         description="What it was started with (W3C Trace Context).",
         examples=["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
     )
+    definition: str | None = Field(description="The hash of the definition that it is pinned to.")
     parent: str | None
     retry_reason: str | None
     retries: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
@@ -12,7 +13,10 @@ from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin
 from flowpilot.adapters.kafka.groups import KafkaGroups
 from flowpilot.adapters.postgres.engine import DatabaseAddressError, connect
 from flowpilot.adapters.postgres.migrations import SchemaState
-from flowpilot.app.database import DatabaseRefused, DatabaseUnreachable, address, schema_state
+from flowpilot.adapters.postgres.queries import AuditQueries
+from flowpilot.app.database import DatabaseRefused, DatabaseUnreachable, address, querying, schema_state
+from flowpilot.app.members import look, unannounced
+from flowpilot.app.serving import Seen, unserved
 from flowpilot.app.topics import registered_queues
 from flowpilot.ports.log import LogUnavailable
 from flowpilot.settings import Settings
@@ -48,6 +52,7 @@ def examine(settings: Settings) -> Iterator[Check]:
         return
     if len(there) == len(settings.topics.core()):
         yield from _guarded("roles", lambda: _roles(settings, queues))
+        yield from _guarded("versions", lambda: _versions(settings))
 
 
 def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -144,6 +149,36 @@ def _roles(settings: Settings, queues: dict[str, list[str]]) -> Iterator[Check]:
         yield _reader(f"queue {queue}", len(members[group]), lag, remedy, "step")
     if not queues:
         yield Check("workflows", "warn", "none is registered", "flowpilot worker MODULE:WORKFLOW")
+
+
+def _versions(settings: Settings) -> Iterator[Check]:
+    """Whether every version that is current, or that executions run on, has a worker."""
+    try:
+        with querying(settings, AuditQueries) as queries:
+            running = queries.running_definitions()
+    except (DatabaseUnreachable, DatabaseRefused, DatabaseAddressError):
+        running = {}  # the check of PostgreSQL says so
+    live, definitions = asyncio.run(look(settings))
+    if not live.is_complete:
+        detail = f"{settings.topics.members} has more records than are read: not every live worker is known"
+        yield Check("members", "warn", detail, f"see who writes to {settings.topics.members}")
+    wanted = {hash: found for hash in running if (found := definitions.get(hash)) is not None}
+    for name in definitions.workflows():
+        if (current := definitions.current(name)) is not None:
+            wanted.setdefault(current.hash, current)
+    queues = list(dict.fromkeys(queue for definition in wanted.values() for queue in definition.queues))
+    members = KafkaGroups(settings, timeout=_PATIENCE).members(map(settings.topics.worker_group, queues))
+    missing = unserved(wanted.values(), Seen(live, unannounced(queues, members, settings, live), definitions))
+    for definition, wait, steps in missing:
+        waits = running.get(definition.hash, 0)
+        if not waits and wait.reason == "no_worker":
+            continue  # the check of the queue says so
+        what = f"{definition.name} {definition.version}"
+        lives = f"{waits:,} execution{'' if waits == 1 else 's'} running" if waits else "none running"
+        detail = f"{steps} of {len(definition.steps)} steps need {wait.detail}; {lives}"
+        yield Check(f"version {what}", "fail" if waits else "warn", detail, wait.remedy)
+    if wanted and not missing:
+        yield Check("versions", "ok", f"{len(wanted)} in use, each with a worker")
 
 
 def _reader(name: str, members: int, lag: int, remedy: str, what: str = "record") -> Check:

@@ -69,6 +69,7 @@ def show_execution(asked: Asked, execution: str, *, run: int | None = None, hist
             "output": row.output,
             "errors": row.errors,
             "reason": row.reason,
+            "definition": row.definition,
             "graph": graph_of(row.workflow.body if row.workflow is not None else None),
             "tasks": [_task(task) for task in row.tasks],
         }

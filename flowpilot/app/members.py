@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import structlog
 
@@ -25,6 +26,7 @@ _log = structlog.get_logger("flowpilot.members")
 _PATIENCE, _LONGEST = 2.0, 6.0
 
 Members = dict[str, list[Member]]
+Fields = dict[str, Any]
 
 
 async def look(settings: Settings) -> tuple[LiveMembers, LogDefinitions]:
@@ -71,3 +73,20 @@ def waiting(settings: Settings, wanted: Sequence[Needed]) -> list[Wait] | None:
         return None
     seen = Seen(live, unannounced(queues, members, settings, live), definitions)
     return [waits_for(needed, seen) for needed in wanted]
+
+
+def tell_waits(settings: Settings, found: Fields) -> None:
+    """Add to each step of `found` (as `executions.show_execution` gives it) that is ready what it `waits_for`.
+
+    Left out if Kafka does not tell: the rest comes from PostgreSQL.
+    """
+    queues = {step["step"]: step["queue"] for step in found["graph"]}
+    ready = [task for task in found["tasks"] if task["status"] == "ready" and task["step"] in queues]
+    if not ready or found["definition"] is None:
+        return
+    wanted = [
+        Needed(queues[task["step"]], found["workflow"], found["version"], found["definition"], task["step"])
+        for task in ready
+    ]
+    for task, wait in zip(ready, waiting(settings, wanted) or [], strict=False):
+        task["waits_for"] = wait._asdict()

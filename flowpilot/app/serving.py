@@ -73,6 +73,25 @@ def waits_for(needed: Needed, seen: Seen) -> Wait:
     )
 
 
+class Unserved(NamedTuple):
+    """A definition of which some steps have no worker: the first of them, and how many there are."""
+
+    definition: WorkflowDefinition
+    wait: Wait
+    steps: int
+
+
+def unserved(definitions: Iterable[WorkflowDefinition], seen: Seen) -> list[Unserved]:
+    """Those of `definitions` that no live worker serves whole, as far as is known."""
+    found = []
+    for definition in definitions:
+        waits = [waits_for(needed, seen) for needed in needed_of(definition)]
+        missing = [wait for wait in waits if wait.remedy is not None]
+        if missing:
+            found.append(Unserved(definition, missing[0], len(missing)))
+    return found
+
+
 def needed_of(definition: WorkflowDefinition) -> Iterable[Needed]:
     """All steps of a definition."""
     for step in definition.steps:

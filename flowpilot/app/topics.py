@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from flowpilot.adapters.kafka.admin import KafkaAdmin, TopicOutcome, TopicPlan
-from flowpilot.adapters.kafka.groups import KafkaGroups
+from flowpilot.adapters.kafka.groups import KafkaGroups, Member
+from flowpilot.app.members import look
 from flowpilot.app.workflows import current_workflows
+from flowpilot.ports.members import LiveMembers
 from flowpilot.settings import Settings
+from flowpilot_schemas.members import WorkerAnnounced
 
 Fields = dict[str, Any]
 
@@ -71,18 +75,48 @@ def list_topics(settings: Settings) -> list[Fields]:
 
 
 def list_queues(settings: Settings) -> list[Fields]:
-    """Every queue of the current versions: who serves it, and how many of its steps are not done yet."""
+    """Every queue of the current versions: who serves it, in which versions, and how many steps are not done yet.
+
+    `versions` is None for a worker that does not announce them, and for no worker.
+    """
     admin, groups, topics = KafkaAdmin(settings), KafkaGroups(settings), settings.topics
     queues = registered_queues(settings, admin)
     members = groups.members(topics.worker_group(queue) for queue in queues)
+    announced = _announced(settings, admin)
     listed: list[Fields] = []
     for queue, workflows in queues.items():
         group, topic = topics.worker_group(queue), topics.steps(queue)
         lag = groups.lag([topic], groups.committed(group))
         shared: Fields = {"queue": queue, "workflows": workflows, "lag": lag}
-        if not members[group]:
-            listed.append({**shared, "worker": None, "host": None, "partitions": []})
-        for member in members[group]:
-            partitions = [partition for name, partition in member.partitions if name == topic]
-            listed.append({**shared, "worker": member.member, "host": member.host, "partitions": partitions})
+        rows = _served(queue, topic, members[group], announced)
+        listed += [{**shared, **row} for row in rows or [_row(None, None, [], None)]]
     return listed
+
+
+def _announced(settings: Settings, admin: KafkaAdmin) -> LiveMembers:
+    """Nobody before `setup` has made the topic."""
+    if not admin.exists([settings.topics.members]):
+        return LiveMembers([], [], 0)
+    return asyncio.run(look(settings))[0]
+
+
+def _served(queue: str, topic: str, members: Sequence[Member], live: LiveMembers) -> list[Fields]:
+    """A row a worker: first the members of the group, then those that are announced and no members (yet)."""
+    announced = {worker.worker: worker for worker in live.workers if queue in worker.queues}
+    rows = []
+    for member in members:
+        partitions = [partition for name, partition in member.partitions if name == topic]
+        worker = announced.pop(member.client, None)
+        rows.append(_row(worker.worker if worker else member.member, member.host, partitions, worker))
+    return rows + [_row(name, None, worker.queues[queue], worker) for name, worker in announced.items()]
+
+
+def _row(name: str | None, host: str | None, partitions: list[int], worker: WorkerAnnounced | None) -> Fields:
+    return {
+        "worker": name,
+        "host": host,
+        "partitions": partitions,
+        "versions": None if worker is None else [served.model_dump() for served in worker.definitions],
+        "versions_left_out": worker.definitions_left_out if worker else 0,
+        "release": worker.release if worker else None,
+    }

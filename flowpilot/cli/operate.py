@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import typer
 
@@ -15,6 +16,10 @@ config = _group(name="config", help="See the settings in force.")
 topic = _group(name="topic", help="See FlowPilot's topics, create them, mend them.")
 db = _group(name="db", help="Look after the database of the audit record.")
 queue = _group(name="queue", help="See who serves which steps.")
+
+
+# So many of a worker's definitions are named in a table.
+_VERSIONS = 8
 
 
 def add_to(app: typer.Typer) -> None:
@@ -127,14 +132,15 @@ def upgrade(output: Output = Format.TABLE) -> None:
 
 @queue.command("list")
 def list_queues(output: Output = Format.TABLE) -> None:
-    """Every queue: its workers, and how many steps wait.
+    """Every queue: its workers, their versions, how many steps wait.
 
     \b
     Examples:
       flowpilot queue list
       flowpilot queue list -o jsonl | jq 'select(.worker == null) | .queue'
 
-    A row a worker; a queue that nobody serves has a row without one. `lag` is the whole queue's.
+    A row a worker; a queue that nobody serves has a row without one. `lag` is the whole queue's. A worker in
+    another language need not announce its versions. One that was killed is shown until its session ends.
     """
     from flowpilot.app import topics
 
@@ -146,8 +152,19 @@ def list_queues(output: Output = Format.TABLE) -> None:
                 "workflows": ", ".join(row["workflows"]),
                 "worker": row["worker"] or "nobody",
                 "partitions": ", ".join(map(str, row["partitions"])),
+                "versions": _versions(row),
             }
             for row in found
         ]
     remedy = "no queue: no workflow is registered; `flowpilot worker MODULE:WORKFLOW` registers one"
-    rows(found, ("queue", "workflows", "lag", "worker", "host", "partitions"), output, empty=remedy)
+    rows(found, ("queue", "workflows", "lag", "worker", "host", "partitions", "versions"), output, empty=remedy)
+
+
+def _versions(row: dict[str, Any]) -> str:
+    """`orders 1, 2; mail 7`, of the first few; empty if the worker does not announce any."""
+    by_workflow: dict[str, list[str]] = {}
+    for served in (row["versions"] or [])[:_VERSIONS]:
+        by_workflow.setdefault(served["workflow"], []).append(served["version"])
+    more = len((row["versions"] or [])[_VERSIONS:]) + row["versions_left_out"]
+    named = "; ".join(f"{workflow} {', '.join(versions)}" for workflow, versions in by_workflow.items())
+    return f"{named} and {more:,} more" if more else named

@@ -117,6 +117,8 @@ def _lines(rows: Iterable[_Row], now: datetime) -> list[Line]:
         error = sentence(row.fields.get("error"))
         if error is not None and status != "completed":
             lines.append([Piece(row.under), Piece(cell(error), "red" if status == "failed" else "yellow")])
+        if remedy := (row.fields.get("waits_for") or {}).get("remedy"):
+            lines.append([Piece(row.under), Piece(f"start one: {cell(remedy)}", "yellow")])
     return lines
 
 
@@ -152,7 +154,8 @@ def _details(step: Fields, now: datetime) -> list[str]:
         found.append(f"again in {span(left)}" if left > 0 else "again at once")
     elif status == "ready":
         queue = f" of queue {cell(step['queue'])}" if step.get("queue") else ""
-        found.append(f"{elapsed(step.get('ready_at'), None, now)}, waits for a worker{queue}")
+        what = (step.get("waits_for") or {}).get("detail") or f"a worker{queue}"
+        found.append(f"{elapsed(step.get('ready_at'), None, now)}, waits for {cell(what)}")
     elif status in ("running", "completed", "failed"):
         found.append(elapsed(step.get("started_at") or step.get("ready_at"), step.get("finished_at"), now))
     if attempt > 1 or (status in ("retrying", "failed") and attempt):

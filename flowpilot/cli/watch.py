@@ -50,17 +50,20 @@ def show(
 
     -o json has every field of every step. `flowpilot execution watch` follows one that runs.
 
-    Also what it retries, and its retries.
+    Also what it retries, its retries, and what a step that is ready waits for.
     """
     from flowpilot.app import executions
+    from flowpilot.app.members import tell_waits
 
     check_id(execution)
-    found = executions.show_execution(begin(), execution, run=run)
+    settings = begin()
+    found = executions.show_execution(settings, execution, run=run)
     if found is None:
         which = f"run {run} of execution {execution}" if run is not None else f"execution {execution}"
         raise CommandFailed(
             f"the audit does not know {which}; `flowpilot execution list` shows those it knows", Exit.NOT_FOUND
         )
+    tell_waits(settings, found)
     events = found["history"]
     if not history:
         del found["history"]

@@ -25,6 +25,9 @@ from flowpilot.app.doctor import Check, examine
 from flowpilot.app.topics import apply_topics, list_queues, list_topics, plan_topics
 from flowpilot.app.workflows import apply_workflow
 from flowpilot.settings import Settings
+from flowpilot_schemas.codec import encode_message
+from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.members import ServedDefinition, worker_announced
 from tests.conftest import delete_topics
 
 pytestmark = pytest.mark.integration
@@ -137,3 +140,54 @@ def test_servers_that_do_not_answer_are_findings(fresh: Settings) -> None:
     checks = found(away)
     assert {name: check.status for name, check in checks.items()} == {"kafka": "fail", "postgresql": "fail"}
     assert "secret" not in str(checks)
+
+
+def test_version_that_runs_and_that_no_worker_serves_is_named(fresh: Settings) -> None:
+    apply_topics(fresh)
+    upgrade(fresh.database_url.get_secret_value())
+    versions = []
+    for number in ("1", "2"):
+        workflow = Workflow("shop", version=number)
+        workflow.add_step(lambda: None, name=f"step{number}")
+        versions.append(workflow.definition)
+        asyncio.run(apply_workflow(fresh, workflow))
+    one, two = versions
+    for definition, count in ((one, 3), (two, 1)):
+        for number in range(count):
+            execute(
+                fresh,
+                "INSERT INTO workflow_execution (execution_id, run, workflow_name, workflow_version, definition, "
+                f"status, seq) VALUES ('{definition.version}-{number}', 1, 'shop', '{definition.version}', "
+                f"'{definition.hash}', 'running', 1)",
+            )
+    announce(fresh, "w1", [two])
+    checks = found(fresh)
+    assert "version shop 2" not in checks
+    lacking = checks["version shop 1"]
+    assert lacking.status == "fail"
+    assert lacking.detail == (
+        "1 of 1 steps need a worker that serves shop 1: the worker of queue shop serves 2; 3 executions running"
+    )
+    assert lacking.remedy == "flowpilot worker MODULE:shop with the code of version 1"
+    [queue] = list_queues(fresh)
+    assert (queue["worker"], [each["version"] for each in queue["versions"]]) == ("w1", ["2"])
+
+    announce(fresh, "w1", [one, two])
+    checks = found(fresh)
+    assert (checks["versions"].status, checks["versions"].detail) == ("ok", "2 in use, each with a worker")
+
+
+def announce(settings: Settings, worker: str, definitions: list[WorkflowDefinition]) -> None:
+    announced = worker_announced(
+        worker,
+        started_at="",
+        release="",
+        queues={"shop": [0]},
+        definitions=[
+            ServedDefinition(workflow=each.name, version=each.version, definition=each.hash) for each in definitions
+        ],
+        session_ms=120_000,
+    )
+    producer = Producer({"bootstrap.servers": settings.bootstrap_servers})
+    producer.produce(settings.topics.members, encode_message(announced), announced.key)
+    assert producer.flush(20) == 0

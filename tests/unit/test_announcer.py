@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from flowpilot.adapters.announcer import LogAnnouncer
 from flowpilot.adapters.members import LogMembers
 from flowpilot.authoring import Workflow
-from flowpilot.ports.log import Delivery, LogUnavailable, Producer, Record
+from flowpilot.ports.log import Consumer, Delivery, LogUnavailable, Producer, Rebalanced, Record, TopicPartition
+from flowpilot.worker.intake import Intake
 from flowpilot.worker.worker import StepWorker
 from flowpilot_schemas.members import EngineAnnounced, ServedDefinition, WorkerAnnounced, worker_key
 from tests.unit.worker_rig import TOPICS, Rig
@@ -218,5 +219,27 @@ def test_announcement_that_cannot_be_made_is_a_warning() -> None:
                 task_id = rig.ready("work")
                 await eventually_async(lambda: rig.answer(task_id, "completed"))
         assert "cannot be announced" in str(logs)
+
+    asyncio.run(scenario())
+
+
+def test_partitions_that_are_taken_away_are_a_change() -> None:
+    async def scenario() -> None:
+        rig, changes = Rig(flow, partitions=2), list[list[int]]()
+        handlers: dict[str, Rebalanced] = {}
+
+        def consumer(group: str, topics: Sequence[str], **given: Rebalanced) -> Consumer:
+            handlers.update(given)
+            return rig.log.consumer(group, topics)
+
+        topic, events = TOPICS.steps("flow"), rig.worker()._attempts
+        intake = Intake(
+            "group", topic, consumer, rig.log.reader(), events,
+            window=1, room=1, on_change=lambda: changes.append(intake.partitions),
+        )  # fmt: skip
+        await handlers["on_assigned"]([TopicPartition(topic, 1), TopicPartition(topic, 0)])
+        await handlers["on_revoked"]([TopicPartition(topic, 0)])
+        assert changes == [[0, 1], [1]]
+        await intake.close()
 
     asyncio.run(scenario())

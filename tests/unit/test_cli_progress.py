@@ -69,8 +69,21 @@ def test_each_step_stands_in_the_tree_with_what_matters_now() -> None:
 def test_a_step_that_waits_says_for_whom_and_a_deleted_workflow_leaves_a_list() -> None:
     waiting = execution({"a": ()}, task("a", "ready", ready_at=at(7)))
     assert plain(drawn(waiting, NOW)) == ["a  ready      3.0 s, waits for a worker of queue mail"]
+    busy = {"reason": "busy", "detail": "the worker of queue mail that serves it", "remedy": None}
+    waiting = execution({"a": ()}, task("a", "ready", ready_at=at(7), waits_for=busy))
+    assert plain(drawn(waiting, NOW)) == ["a  ready      3.0 s, waits for the worker of queue mail that serves it"]
     unknown = execution({}, task("a", "completed", started_at=at(1), finished_at=at(2)), task("b", "skipped"))
     assert plain(drawn(unknown, NOW)) == ["a  completed  1.0 s", "b  skipped"]
+
+
+def test_a_step_that_no_worker_serves_is_told_with_the_remedy() -> None:
+    lacking = {"detail": "a worker: queue \x1bmail has none", "remedy": "flowpilot worker MODULE:\x1bflow"}
+    waiting = execution({"a": (), "b": ("a",)}, task("a", "ready", ready_at=at(7), waits_for=lacking))
+    assert plain(drawn(waiting, NOW)) == [
+        "a     ready      3.0 s, waits for a worker: queue \\x1bmail has none",
+        "│  start one: flowpilot worker MODULE:\\x1bflow",
+        "└─ b  pending",
+    ]
 
 
 @pytest.mark.parametrize("width", [20, 40, 80])

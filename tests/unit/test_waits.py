@@ -11,8 +11,10 @@ from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.groups import Member
 from flowpilot.adapters.memory.log import MemoryLog
 from flowpilot.app.members import unannounced
-from flowpilot.app.serving import Needed, Seen, Wait, needed_of, waits_for
+from flowpilot.app.serving import Needed, Seen, Wait, needed_of, unserved, waits_for
+from flowpilot.app.topics import _served
 from flowpilot.authoring import Workflow
+from flowpilot.cli.operate import _versions
 from flowpilot.ports.members import LiveMembers
 from flowpilot.settings import Settings
 from flowpilot_schemas.definition import WorkflowDefinition
@@ -130,6 +132,35 @@ def test_members_of_the_group_that_do_not_announce_are_counted(clients: list[str
     members = {settings.topics.worker_group("mail"): [Member("m", "host", [], client) for client in clients]}
     live = LiveMembers([worker("w1", ONE)], [], 0)
     assert unannounced(["mail"], members, settings, live) == {"mail": expected}
+
+
+def test_rows_of_a_queue_join_members_with_what_they_announce() -> None:
+    topic = Topics().steps("mail")
+    members = [Member("w1-4711", "h1", [(topic, 0)], "w1"), Member("foreign-1", "h2", [(topic, 1)], "rdkafka")]
+    live = LiveMembers([worker("w1", ONE, TWO), worker("w2", TWO), worker("w3", ONE, queues={"sms": [0]})], [], 0)
+    rows = _served("mail", topic, members, live)
+    assert [(row["worker"], row["host"], row["partitions"], _versions(row)) for row in rows] == [
+        ("w1", "h1", [0], "orders 1, 2"),
+        ("foreign-1", "h2", [1], ""),
+        ("w2", None, [0], "orders 2"),
+    ]
+    assert rows[1]["versions"] is None
+
+
+def test_a_worker_of_many_versions_has_a_short_row() -> None:
+    many = [orders(str(version), str) for version in range(20)]
+    live = LiveMembers([worker("w1", *many, definitions_left_out=7)], [], 0)
+    [row] = _served("mail", Topics().steps("mail"), [], live)
+    assert _versions(row) == "orders 0, 1, 2, 3, 4, 5, 6, 7 and 19 more"
+
+
+def test_definition_is_unserved_if_one_of_its_steps_is() -> None:
+    two = Workflow("two", version="1", queue="mail")
+    two.add_step(lambda: None, name="a")
+    two.add_step(lambda: None, name="b", queue="sms")
+    seen = Seen(LiveMembers([worker("w1", two.definition, ONE)], [], 0), {}, registered(ONE, two.definition))
+    [found] = unserved([ONE, two.definition], seen)
+    assert (found.definition, found.wait.reason, found.steps) == (two.definition, "no_worker", 1)
 
 
 def test_every_step_of_a_definition_is_needed() -> None:

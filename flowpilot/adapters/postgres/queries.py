@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, aliased, defer, joinedload, selectinload
 from flowpilot.adapters.postgres.fates import Fate, fates_of
 from flowpilot.adapters.postgres.models import AuditDivergence, AuditEvent, TaskExecution, WorkflowExecution
 from flowpilot.adapters.postgres.narrowed import MOST, narrowed
-from flowpilot.core.status import StepStatus
+from flowpilot.core.status import ExecutionStatus, StepStatus
 
 Found = TypeVar("Found")
 
@@ -97,6 +97,17 @@ class AuditQueries:
             steps = {row: (total, completed) for row, total, completed in session.execute(tasks)}
             again = dict(session.execute(retries).all())
         return [Listed(row, *steps.get(row.id, (0, 0)), again.get(row.id, 0)) for row in rows]
+
+    def running_definitions(self) -> dict[str, int]:
+        """The definitions (their hashes) of executions that have not ended, and how many each has."""
+        found = (
+            select(WorkflowExecution.definition, func.count())
+            .where(WorkflowExecution.status == ExecutionStatus.RUNNING.value)
+            .where(WorkflowExecution.definition.is_not(None))
+            .group_by(WorkflowExecution.definition)
+        )
+        with self._session() as session:
+            return {str(definition): count for definition, count in session.execute(found)}
 
     def show_execution(
         self, execution: str, run: int | None = None, *, history: bool = True
