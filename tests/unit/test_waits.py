@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.groups import Member
 from flowpilot.adapters.memory.log import MemoryLog
-from flowpilot.app.members import unannounced
+from flowpilot.app.members import tell_waits, unannounced
 from flowpilot.app.serving import Needed, Seen, Wait, needed_of, unserved, waits_for
 from flowpilot.app.topics import _served
 from flowpilot.authoring import Workflow
@@ -161,6 +162,28 @@ def test_definition_is_unserved_if_one_of_its_steps_is() -> None:
     seen = Seen(LiveMembers([worker("w1", two.definition, ONE)], [], 0), {}, registered(ONE, two.definition))
     [found] = unserved([ONE, two.definition], seen)
     assert (found.definition, found.wait.reason, found.steps) == (two.definition, "no_worker", 1)
+
+
+def test_without_kafka_what_is_waited_for_is_left_out() -> None:
+    found: dict[str, Any] = {
+        "workflow": "orders",
+        "version": "1",
+        "definition": ONE.hash,
+        "graph": [{"step": "send", "queue": "mail"}],
+        "tasks": [{"step": "send", "status": "ready"}],
+    }
+    began = time.monotonic()
+    tell_waits(Settings(_env_file=None, bootstrap_servers="127.0.0.1:1"), found)
+    assert found["tasks"] == [{"step": "send", "status": "ready"}]
+    assert time.monotonic() - began < 10
+
+
+def test_kafka_is_not_asked_if_no_step_is_ready() -> None:
+    found: dict[str, Any] = {"definition": ONE.hash, "graph": [{"step": "send", "queue": "mail"}]}
+    found["tasks"] = [{"step": "send", "status": "running"}]
+    began = time.monotonic()
+    tell_waits(Settings(_env_file=None, bootstrap_servers="127.0.0.1:1"), found)
+    assert time.monotonic() - began < 0.5
 
 
 def test_every_step_of_a_definition_is_needed() -> None:
