@@ -77,7 +77,8 @@ def list_topics(settings: Settings) -> list[Fields]:
 def list_queues(settings: Settings) -> list[Fields]:
     """Every queue of the current versions: who serves it, in which versions, and how many steps are not done yet.
 
-    `versions` is None for a worker that does not announce them, and for no worker.
+    `worker`: its static member id, else its own id or the one that Kafka gave it. `worker_id` and `versions` are
+    None for a worker that does not announce them, and for no worker.
     """
     admin, groups, topics = KafkaAdmin(settings), KafkaGroups(settings), settings.topics
     queues = registered_queues(settings, admin)
@@ -107,7 +108,10 @@ def _served(queue: str, topic: str, members: Sequence[Member], live: LiveMembers
     for member in members:
         partitions = [partition for name, partition in member.partitions if name == topic]
         worker = announced.pop(member.client, None)
-        rows.append(_row(worker.worker if worker else member.member, member.host, partitions, worker))
+        # A name that Kafka made up says less than the worker's own, which `execution show` has too.
+        is_made_up = worker is not None and member.member.startswith(f"{worker.worker}-")
+        name = worker.worker if worker is not None and is_made_up else member.member
+        rows.append(_row(name, member.host, partitions, worker))
     return rows + [_row(name, None, worker.queues[queue], worker) for name, worker in announced.items()]
 
 
@@ -116,6 +120,7 @@ def _row(name: str | None, host: str | None, partitions: list[int], worker: Work
         "worker": name,
         "host": host,
         "partitions": partitions,
+        "worker_id": worker.worker if worker else None,
         "versions": None if worker is None else [served.model_dump() for served in worker.definitions],
         "versions_left_out": worker.definitions_left_out if worker else 0,
         "release": worker.release if worker else None,

@@ -137,15 +137,22 @@ def test_members_of_the_group_that_do_not_announce_are_counted(clients: list[str
 
 def test_rows_of_a_queue_join_members_with_what_they_announce() -> None:
     topic = Topics().steps("mail")
-    members = [Member("w1-4711", "h1", [(topic, 0)], "w1"), Member("foreign-1", "h2", [(topic, 1)], "rdkafka")]
-    live = LiveMembers([worker("w1", ONE, TWO), worker("w2", TWO), worker("w3", ONE, queues={"sms": [0]})], [], 0)
+    members = [
+        Member("w1-4711", "h1", [(topic, 0)], "w1"),
+        Member("static", "h1", [(topic, 2)], "w0"),
+        Member("foreign-1", "h2", [(topic, 1)], "rdkafka"),
+    ]
+    sms = worker("w3", ONE, queues={"sms": [0]})
+    live = LiveMembers([worker("w0", ONE), worker("w1", ONE, TWO), worker("w2", TWO), sms], [], 0)
     rows = _served("mail", topic, members, live)
     assert [(row["worker"], row["host"], row["partitions"], _versions(row)) for row in rows] == [
         ("w1", "h1", [0], "orders 1, 2"),
+        ("static", "h1", [2], "orders 1"),
         ("foreign-1", "h2", [1], ""),
         ("w2", None, [0], "orders 2"),
     ]
-    assert rows[1]["versions"] is None
+    assert rows[2]["versions"] is None
+    assert [row["worker_id"] for row in rows] == ["w1", "w0", None, "w2"]
 
 
 def test_a_worker_of_many_versions_has_a_short_row() -> None:
