@@ -112,7 +112,7 @@ class World:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - the broker in memory tells nobody
             await asyncio.sleep(0.005)
 
