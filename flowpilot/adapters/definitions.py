@@ -5,6 +5,10 @@ that register the same version differently see the same winner, and the other ge
 would keep the loser's record, the last of its key; therefore the loser, and whoever registers next if the loser
 did not live to do it, writes the winner's again.
 
+The last record of a definition (`def/<hash>`) is its latest registration: whoever applies a version that is not
+the newest writes the definition again. Compaction keeps exactly that record, at its offset, so every reader finds
+the same order. The version's own record is not written again: its time is that of the first registration.
+
 A deleted workflow's pointer is a record that says so, not a null value, which compaction would forget: a worker
 that starts a year later must not bring the workflow back.
 """
@@ -48,6 +52,7 @@ class LogDefinitions:
         self._position = 0
         self._reading = asyncio.Lock()
         self._definitions: dict[str, WorkflowDefinition] = {}
+        self._latest: dict[str, int] = {}  # by hash, the offset of the definition's last record
         self._versions: dict[str, DefinitionPointer] = {}  # by "<workflow>@<version>"
         self._pointers: dict[str, DefinitionPointer] = {}
         self._deleted: set[str] = set()
@@ -79,6 +84,10 @@ class LogDefinitions:
     def get(self, definition_hash: str) -> WorkflowDefinition | None:
         """See the port."""
         return self._definitions.get(definition_hash)
+
+    def position(self, definition_hash: str) -> int | None:
+        """See the port."""
+        return self._latest.get(definition_hash)
 
     def current(self, workflow: str) -> WorkflowDefinition | None:
         """See the port."""
@@ -131,6 +140,8 @@ class LogDefinitions:
         if added:
             await self._add(definition, pointer)
             self._refuse_deleted(name, move_pointer)
+        elif move_pointer and not self._is_newest(definition):
+            await self._send(definition_key(definition.hash), canonical(definition.model_dump(mode="json")))
         if move_pointer or self.current(name) is None:
             await self._send(pointer_key(name), encode_message(pointer))
             await self.refresh()
@@ -153,6 +164,10 @@ class LogDefinitions:
 
     def _versions_of(self, workflow: str) -> list[DefinitionPointer]:
         return [pointer for label, pointer in self._versions.items() if label.startswith(f"{workflow}@")]
+
+    def _is_newest(self, definition: WorkflowDefinition) -> bool:
+        positions = [self._latest[each.hash] for each in self._definitions.values() if each.name == definition.name]
+        return self._latest.get(definition.hash) == max(positions, default=None)
 
     def _refuse_deleted(self, workflow: str, move_pointer: bool) -> None:
         if workflow in self._deleted and not move_pointer:
@@ -196,7 +211,7 @@ class LogDefinitions:
         if not label or kind not in ("def", "name"):
             raise BadRecord("wrong_key", f"the key {(record.key or b'')[:100]!r} is none of a definition's")
         if kind == "def":
-            self._take_definition(label, record.value)
+            self._take_definition(label, record)
         elif "@" in label:
             self._take_version(label, record.value)
             self._note(label.partition("@")[0], record)
@@ -222,9 +237,11 @@ class LogDefinitions:
             found = Registration(as_time(record.timestamp), self._deletions.get(workflow))
             self._registrations.setdefault(workflow, found)
 
-    def _take_definition(self, definition_hash: str, value: bytes | None) -> None:
+    def _take_definition(self, definition_hash: str, record: Fetched) -> None:
+        value = record.value
         if value is None:
             self._definitions.pop(definition_hash, None)
+            self._latest.pop(definition_hash, None)
             return
         content = decode_object(value)
         if content_hash(content) != definition_hash:
@@ -233,6 +250,7 @@ class LogDefinitions:
         # Its identity is what was registered, also where this release's model would write it otherwise.
         definition.__dict__["hash"] = definition_hash
         self._definitions[definition_hash] = definition
+        self._latest[definition_hash] = record.offset
 
     def _take_version(self, label: str, value: bytes | None) -> None:
         if value is None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from flowpilot.authoring.contract import contract_of
 from flowpilot.authoring.errors import first_problem
 from flowpilot.authoring.fits import describe, fits
 from flowpilot.authoring.results import NotSerialisable, to_json
@@ -121,17 +122,19 @@ class Step:
                 )
 
     def define(self, steps: Mapping[str, Step]) -> StepDefinition:
-        """As it travels. Raises pydantic's ValidationError for an option out of range."""
-        parents = self.parents(steps)
-        sources = {binding.source for binding in self.bind(steps)}
-        takes = {binding.parent for binding in self.bind(steps) if binding.source == "parent"}
+        """As it travels. Raises `Misfit`, and pydantic's ValidationError for an option out of range."""
+        parents, bindings = self.parents(steps), self.bind(steps)
+        sources = {binding.source for binding in bindings}
+        takes = {binding.parent for binding in bindings if binding.source == "parent"}
+        args = None if self.args is None else dict(self.args)
         return StepDefinition(
             name=self.name,
             queue=self.queue,
             depends_on=parents,
             takes=parents if "parents" in sources else tuple(name for name in parents if name in takes),
             takes_input="input" in sources,
-            args=None if self.args is None else dict(self.args),
+            args=args,
+            contract=contract_of(bindings, parents, args, self.signature.returns),
             retry=self.retry.policy(),
             **self.options,
         )

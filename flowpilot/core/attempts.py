@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from flowpilot.core import dispatch
 from flowpilot.core import events as e
 from flowpilot.core.clip import clipped, clipped_or_none
 from flowpilot.core.draft import Draft
-from flowpilot.core.retry import NO_HANDLER_PATIENCE_MS, delay_ms, may_retry
+from flowpilot.core.retry import delay_ms, may_retry
 from flowpilot.core.status import StepStatus
 from flowpilot_schemas.codec import canonical
 from flowpilot_schemas.ids import TaskId
@@ -13,7 +14,6 @@ from flowpilot_schemas.messages import StepCompleted, StepError, StepFailed, Ste
 
 Answer = StepCompleted | StepFailed | StepStarted | StepHeartbeat
 
-_NO_HANDLER_DELAY_MS = (1_000, 30_000)
 # As bytes of JSON. Unsent decisions stand in the state, up to a batch of them.
 _MESSAGE_LIMIT = 2_000
 WORKER_LIMIT = 300
@@ -62,15 +62,14 @@ def make_ready(draft: Draft, order: int) -> None:
         error = StepError(kind="input_too_large", message=detail, retryable=False)
         _fail_for_good(draft, order, error, None)
         return
-    attempt = step.attempt if step.unhandled_since is not None else step.attempt + 1
-    draft.emit(e.StepReady(definition.name, attempt, definition.queue, step.heartbeat))
+    draft.emit(e.StepReady(definition.name, step.attempt + 1, definition.queue, step.heartbeat))
 
 
 def fail(draft: Draft, order: int, message: StepFailed) -> None:
     """The worker says that the attempt failed: what follows depends on the kind of the error."""
     error = message.error
-    if error.kind == "no_handler":
-        _no_handler(draft, order, message)
+    if dispatch.is_not_served(message):
+        dispatch.not_served(draft, order, message)
     elif error.kind == "dispatch_failed":
         detail = clipped(error.message, _MESSAGE_LIMIT)
         draft.emit(e.DispatchFailed(draft.name(order), draft.steps[order].attempt, detail))
@@ -79,18 +78,6 @@ def fail(draft: Draft, order: int, message: StepFailed) -> None:
         time_out(draft, order, "start_to_close", error, message)
     else:
         fail_attempt(draft, order, error, message)
-
-
-def _no_handler(draft: Draft, order: int, message: StepFailed) -> None:
-    """Sent again under the same attempt for a while: a worker that knows the step may come."""
-    step = draft.steps[order]
-    waited = draft.at - (draft.at if step.unhandled_since is None else step.unhandled_since)
-    if waited >= NO_HANDLER_PATIENCE_MS:
-        _fail_for_good(draft, order, message.error, message)
-        return
-    shortest, longest = _NO_HANDLER_DELAY_MS
-    retry_at = draft.at + max(shortest, min(waited, longest))
-    _schedule(draft, order, step.attempt, retry_at, message.error, message)
 
 
 def time_out(draft: Draft, order: int, timeout: str, error: StepError, message: StepFailed | None) -> None:
@@ -108,19 +95,18 @@ def fail_attempt(draft: Draft, order: int, error: StepError, message: Answer | N
     if may_retry(policy, error, attempt):
         task = TaskId(draft.before.id, draft.before.run, draft.name(order), attempt)
         retry_at = draft.at + delay_ms(policy, error, attempt, str(task))
-        _schedule(draft, order, attempt + 1, retry_at, error, message)
+        _schedule(draft, order, retry_at, error, message)
     else:
         _fail_for_good(draft, order, error, message)
 
 
-def _schedule(
-    draft: Draft, order: int, next_attempt: int, retry_at: int, error: StepError, message: Answer | None
-) -> None:
+def _schedule(draft: Draft, order: int, retry_at: int, error: StepError, message: Answer | None) -> None:
+    attempt = draft.steps[order].attempt
     draft.emit(
         e.StepRetryScheduled(
             draft.name(order),
-            draft.steps[order].attempt,
-            next_attempt,
+            attempt,
+            attempt + 1,
             retry_at,
             _shown(error),
             *_who(message)[:2],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from flowpilot.core import attempts, ignored, lineage
+from flowpilot.core import attempts, dispatch, ignored, lineage
 from flowpilot.core import events as e
 from flowpilot.core.attempts import Answer
 from flowpilot.core.clip import clipped_or_none
@@ -17,7 +17,7 @@ from flowpilot.core.decision import Decision
 from flowpilot.core.draft import Draft
 from flowpilot.core.inputs import MAX_DEPTH, is_deeper
 from flowpilot.core.rule_sets import FIRST
-from flowpilot.core.state import REFUSAL_KEPT_MS, Execution
+from flowpilot.core.state import REFUSAL_KEPT_MS, Execution, StepState
 from flowpilot.core.status import (
     IN_FLIGHT,
     TERMINAL_EXECUTION,
@@ -26,7 +26,7 @@ from flowpilot.core.status import (
     check_execution,
 )
 from flowpilot_schemas.codec import content_hash, encode
-from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.definition import StepDefinition, WorkflowDefinition
 from flowpilot_schemas.ids import TaskId
 from flowpilot_schemas.limits import KIB, MAX_HEARTBEAT_DETAILS
 from flowpilot_schemas.messages import (
@@ -176,7 +176,7 @@ def _answer(definition: WorkflowDefinition, state: Execution, message: Answer, a
         return Decision(state, [])
     reason = _why_ignored(definition, state, task)
     if reason is not None:
-        if isinstance(message, StepHeartbeat):
+        if isinstance(message, StepHeartbeat) or dispatch.is_not_served(message):
             return Decision(state, [], ignored=reason)
         worker = clipped_or_none(message.worker_id, attempts.WORKER_LIMIT)
         event = e.CompletionIgnored(task.step, task.attempt, message.type, reason, worker)
@@ -279,10 +279,12 @@ def _step_due(draft: Draft, order: int) -> None:
     step, definition = draft.steps[order], draft.definition.steps[order]
     if step.status is StepStatus.RETRYING:
         attempts.make_ready(draft, order)
+    elif step.status is StepStatus.READY and (step.deadline is None or step.deadline > draft.at):
+        dispatch.send_on(draft, order)
     elif step.status is StepStatus.READY:
         error = StepError(
             kind="timed_out",
-            message=f"no worker of queue {definition.queue!r} answered within {definition.schedule_to_start_ms} ms",
+            message=_nobody_began(step, definition),
             retryable=definition.on_schedule_to_start == "retry",
         )
         if definition.on_schedule_to_start == "record":
@@ -295,6 +297,13 @@ def _step_due(draft: Draft, order: int) -> None:
     else:
         late = StepError(kind="timed_out", message=f"not closed within {definition.start_to_close_ms} ms")
         attempts.time_out(draft, order, "start_to_close", late, None)
+
+
+def _nobody_began(step: StepState, definition: StepDefinition) -> str:
+    within = f"within {definition.schedule_to_start_ms} ms"
+    if step.dispatch == 1 and step.resend_at is None:
+        return f"no worker of queue {definition.queue!r} answered {within}"
+    return f"no worker of queue {definition.queue!r} that serves this version of the step began it {within}"
 
 
 def _end(draft: Draft) -> Decision:

@@ -75,10 +75,16 @@ class Draft:
         order = self.definition.index[name]
         step = self.steps[order]
         check_step(step.status, after)
-        cleared: dict[str, Any] = {"deadline": None, "heartbeat_deadline": None}
+        cleared: dict[str, Any] = {
+            "deadline": None,
+            "heartbeat_deadline": None,
+            "resend_at": None,
+            "dispatch": 1,
+            "partition": None,
+        }
         if after in TERMINAL_STEP:
             self.open -= 1
-            cleared |= {"unhandled_since": None, "heartbeat": None}
+            cleared["heartbeat"] = None
         self.steps[order] = step._replace(status=after, **(cleared | changes))
         return order
 
@@ -98,6 +104,16 @@ class Draft:
         step = self.definition.steps[self.definition.index[event.step]]
         self._move(
             event.step, StepStatus.READY, attempt=event.attempt, deadline=self.at + step.schedule_to_start_ms
+        )
+
+    def _redispatch_scheduled(self, event: e.RedispatchScheduled) -> None:
+        order = self.definition.index[event.step]
+        self.steps[order] = self.steps[order]._replace(resend_at=event.resend_at, partition=event.partition)
+
+    def _redispatched(self, event: e.StepRedispatched) -> None:
+        order = self.definition.index[event.step]
+        self.steps[order] = self.steps[order]._replace(
+            resend_at=None, dispatch=event.dispatch, partition=event.partition
         )
 
     def _step_started(self, event: e.StepStarted) -> None:
@@ -141,14 +157,7 @@ class Draft:
             self.steps[order] = self.steps[order]._replace(deadline=None)
 
     def _retry(self, event: e.StepRetryScheduled) -> None:
-        since = self.steps[self.definition.index[event.step]].unhandled_since
-        same_attempt = event.next_attempt == event.attempt
-        self._move(
-            event.step,
-            StepStatus.RETRYING,
-            deadline=event.retry_at,
-            unhandled_since=(self.at if since is None else since) if same_attempt else None,
-        )
+        self._move(event.step, StepStatus.RETRYING, deadline=event.retry_at)
 
     def _skipped(self, event: e.StepSkipped) -> None:
         self._move(event.step, StepStatus.SKIPPED)
@@ -190,6 +199,8 @@ class Draft:
 _MOVES: dict[type[e.CoreEvent], Callable[[Draft, Any], None]] = {
     e.ExecutionStarted: Draft._started,
     e.StepReady: Draft._step_ready,
+    e.RedispatchScheduled: Draft._redispatch_scheduled,
+    e.StepRedispatched: Draft._redispatched,
     e.StepStarted: Draft._step_started,
     e.HeartbeatTaken: Draft._heartbeat,
     e.StepCompleted: Draft._step_completed,

@@ -56,6 +56,36 @@ class StepReady(NamedTuple):
     last_heartbeat: Json = None
 
 
+class StepNotServed(NamedTuple):
+    """A worker does not run the step: the first such report of an attempt, which is sent on."""
+
+    step: str
+    attempt: int
+    detail: str
+    worker_id: str | None
+    broker_task_id: str | None
+
+
+class RedispatchScheduled(NamedTuple):
+    """The attempt is sent again at `resend_at` (ms); to that partition, or by its key."""
+
+    step: str
+    resend_at: int
+    partition: int | None
+
+
+class StepRedispatched(NamedTuple):
+    """The step message of an attempt is sent once more. `not_after` (ms) is that of the first dispatch."""
+
+    step: str
+    attempt: int
+    queue: str
+    dispatch: int
+    partition: int | None
+    not_after: int
+    last_heartbeat: Json = None
+
+
 class StepStarted(NamedTuple):
     step: str
     attempt: int
@@ -220,6 +250,9 @@ CoreEvent = (
     | StartDeduplicated
     | KeyConflict
     | StepReady
+    | StepNotServed
+    | RedispatchScheduled
+    | StepRedispatched
     | StepStarted
     | HeartbeatTaken
     | StepCompleted
@@ -246,8 +279,16 @@ CoreEvent = (
 )
 
 CLASSES: dict[str, type[CoreEvent]] = {cls.__name__: cls for cls in CoreEvent.__args__}
-UNRECORDED = (HeartbeatTaken, RetryOver)
-UNTOLD = (RetryBegun, RetryKnown, RetryChecked, RetryDisowned, RetryEndTold, FamilyForgotten)
+UNRECORDED = (HeartbeatTaken, RedispatchScheduled, RetryOver)
+UNTOLD = (
+    StepRedispatched,
+    RetryBegun,
+    RetryKnown,
+    RetryChecked,
+    RetryDisowned,
+    RetryEndTold,
+    FamilyForgotten,
+)
 
 
 def pack(event: CoreEvent) -> list[Json]:

@@ -134,7 +134,10 @@ class _Run:
         state = self.state
         match event:
             case e.StepReady():
-                return [self._step(event)]
+                wanted_until = self._at + _wanted_for(self._definition_of(event.step))
+                return [self._step(event, 1, None, wanted_until)]
+            case e.StepRedispatched():
+                return [self._step(event, event.dispatch, event.partition, event.not_after)]
             case e.StepTimedOut() if event.timeout != "schedule_to_start":
                 task = str(TaskId(state.id, state.run, event.step, event.attempt))
                 return [self._control(Superseded(task_id=task))]
@@ -169,9 +172,13 @@ class _Run:
             case _:
                 return []
 
-    def _step(self, event: e.StepReady) -> Outgoing:
-        state, definition = self.state, self.definition
-        step = definition.steps[definition.index[event.step]]
+    def _definition_of(self, step: str) -> StepDefinition:
+        return self.definition.steps[self.definition.index[step]]
+
+    def _step(
+        self, event: e.StepReady | e.StepRedispatched, dispatch: int, partition: int | None, not_after: int
+    ) -> Outgoing:
+        state, step = self.state, self._definition_of(event.step)
         task = TaskId(state.id, state.run, event.step, event.attempt)
         message: dict[str, Any] = {
             "v": 1,
@@ -182,6 +189,7 @@ class _Run:
             "definition": state.definition,
             "step": event.step,
             "attempt": event.attempt,
+            "dispatch": dispatch,
             "idempotency_key": task.idempotency_key,
         }
         if step.takes_input:
@@ -197,11 +205,11 @@ class _Run:
             "start_to_close_ms": step.start_to_close_ms,
             "heartbeat_ms": step.heartbeat_ms,
             "result_limit": state.limits.result,
-            "not_after": iso(self._at + _wanted_for(step)),
+            "not_after": iso(not_after),
             "reply": {"topic": self._home.topic, "partition": self._home.partition, "key": state.id},
         }
         headers = ((HEADER, state.traceparent.encode()),) if state.traceparent else ()
-        return Outgoing("step", str(task), orjson.dumps(message), headers, queue=step.queue)
+        return Outgoing("step", str(task), orjson.dumps(message), headers, queue=step.queue, partition=partition)
 
     def _tell_trace(self, body: dict[str, Any]) -> None:
         if self.state.traceparent:

@@ -9,7 +9,6 @@ from flowpilot_schemas.messages import StepError
 
 # A back-off is shortened by up to this share, never lengthened: the cap stays a cap.
 JITTER = 0.2
-NO_HANDLER_PATIENCE_MS = 10 * 60_000
 
 
 def may_retry(policy: RetryPolicy, error: StepError, attempt: int) -> bool:

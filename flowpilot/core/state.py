@@ -31,13 +31,19 @@ class StepState(NamedTuple):
     # ready: schedule_to_start; running: start_to_close; retrying: when it is sent again.
     deadline: int | None = None
     heartbeat_deadline: int | None = None
-    unhandled_since: int | None = None
+    # ready: when the step message is sent again, since a worker did not serve it.
+    resend_at: int | None = None
     heartbeat: Any = None
     error: Any = None
+    # Of the attempt: how often its message was sent, and to which partition the last one, or the next, goes.
+    dispatch: int = 1
+    partition: int | None = None
 
     @property
     def due(self) -> int | None:
-        """The earlier of its two deadlines."""
+        """The earliest of its deadlines."""
+        if self.resend_at is not None:
+            return self.resend_at if self.deadline is None else min(self.resend_at, self.deadline)
         if self.heartbeat_deadline is None or self.deadline is None:
             return self.heartbeat_deadline if self.deadline is None else self.deadline
         return min(self.deadline, self.heartbeat_deadline)

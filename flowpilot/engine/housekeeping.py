@@ -16,8 +16,9 @@ from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.ids import root_id
 
-# A timer that fired is armed again until the state no longer has the deadline.
-_REARM_MS = 1_000
+# A timer that fired is armed again until the state no longer has the deadline: soon at first, since this machine's
+# clock may be a few milliseconds ahead of the broker's, and then with the delay that it has already.
+_REARM_MS = (50, 1_000)
 _TIMERS_AT_ONCE = 500
 _FORGET_EVERY_MS = 1_000
 _FORGOTTEN_AT_ONCE = 2_000
@@ -31,8 +32,11 @@ def due_events(owned: OwnedPartition, events: EventsTopic, now: int) -> Iterator
         if stored is None:
             owned.deadlines.set(execution, None)
             continue
-        owned.deadlines.set(execution, now + _REARM_MS)
-        fired = m.TimerFired(execution=execution, run=decode_execution(stored).run)
+        state = decode_execution(stored)
+        soonest, latest = _REARM_MS
+        late = soonest if state.due is None else now - state.due
+        owned.deadlines.set(execution, now + max(soonest, min(late, latest)))
+        fired = m.TimerFired(execution=execution, run=state.run)
         key = root_id(execution).encode()
         yield Record(events.topics.events, key, encode_message(fired), owned.partition)
     if now - owned.forget_asked_at < _FORGET_EVERY_MS:

@@ -34,9 +34,12 @@ class Sender:
             if delivery.error is not None
         ]
         topics = self._events.topics
-        undelivered: list[Output] = []
+        undelivered: list[Output] = []  # or not to the partition that was meant
         for output, error in failed:
-            if output.task_id is not None:
+            if output.task_id is not None and output.record.partition is not None:
+                # The topic has fewer partitions than a worker reported: the key finds one that there is.
+                undelivered.append(output._replace(record=output.record._replace(partition=None)))
+            elif output.task_id is not None:
                 undelivered.append(self._dispatch_failed(output.task_id, output.record, error))
             elif output.record.topic in (topics.events, topics.history, topics.control, topics.dead_letters):
                 raise EngineHalt(f"{output.record.topic} refused a record: {error}; run `flowpilot setup`")

@@ -63,6 +63,14 @@ class Definitions(Protocol):
         """The definition of that hash."""
         ...
 
+    def position(self, definition_hash: str) -> int | None:
+        """Where the definition's latest registration stands among all: the greater, the later.
+
+        None if it is not registered. A registration is the first one, or one with `move_pointer` that makes the
+        workflow's newest of another definition; a worker that starts again is none.
+        """
+        ...
+
     def current(self, workflow: str) -> WorkflowDefinition | None:
         """The definition that the workflow's pointer names; None if there is no pointer."""
         ...

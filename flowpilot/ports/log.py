@@ -115,6 +115,10 @@ class Reader(Protocol):
         """(low watermark, log end): the first offset there is and the next one to be written."""
         ...
 
+    async def partitions(self, topic: str) -> int:
+        """How many partitions the topic has now. Raises `LogUnavailable`, also if there is no such topic."""
+        ...
+
     async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
         """The offset of the first record whose timestamp is `timestamp` (ms) or later; if there is none, what was
         the log end when this was asked."""

@@ -20,11 +20,12 @@ from flowpilot.authoring.durations import as_text
 from flowpilot.ports.log import Fetched, Record, TopicPartition
 from flowpilot.testing.errors import HandlerHangs
 from flowpilot.testing.faults import Fault, Faults, recording
-from flowpilot.worker.attempt import answer, ended, no_handler
+from flowpilot.worker.attempt import answer, ended, not_served
 from flowpilot.worker.control import Control
-from flowpilot.worker.handlers import Handler, Handlers
+from flowpilot.worker.handlers import Handler
 from flowpilot.worker.invoke import Outcome, call, call_async, failure
 from flowpilot.worker.records import read_step
+from flowpilot.worker.serving import NotServed, Serving
 from flowpilot.worker.threads import HandlerThreads
 from flowpilot_schemas.history import iso
 from flowpilot_schemas.ids import TaskId
@@ -66,7 +67,7 @@ class StepAttempts:
 
     log: MemoryLog
     topics: Topics
-    handlers: Handlers
+    serving: Serving
     queues: list[str]
     faults: Faults
     clock: Callable[[], int]
@@ -109,9 +110,10 @@ class StepAttempts:
         message, task_id, not_after = read_step(record)
         if self.clock() > not_after or self._is_over(task_id, message):
             return
-        handler = self.handlers.find(message.workflow, message.version, message.step)
-        if handler is None:
-            self._send(no_handler(message, record, WORKER_ID))
+        handler = self.serving.find(message)
+        if isinstance(handler, NotServed):
+            partitions = self.serving.partitions.get(record.topic)
+            self._send(not_served(message, record, WORKER_ID, handler.reason, partitions))
             return
         place = (message.workflow, message.step)
         fault = self.faults.next(place)

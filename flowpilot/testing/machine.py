@@ -20,6 +20,7 @@ from flowpilot.testing.errors import KitMisused, NotFinished
 from flowpilot.testing.execution import Execution, History
 from flowpilot.testing.faults import Faults
 from flowpilot.worker.handlers import Handlers
+from flowpilot.worker.serving import Serving
 from flowpilot_schemas.codec import decode_object, encode_message, parse
 from flowpilot_schemas.ids import root_id
 from flowpilot_schemas.limits import Limits
@@ -45,8 +46,9 @@ class Machine:
         producer, reader = self.log.producer(), self.log.reader()
         self._definitions = LogDefinitions(producer, reader, self.topics.definitions)
         self.engine = EngineSeat(self.log, self.topics, self._definitions, self._clock)
+        self._serving = Serving(handlers, self._definitions, reader)
         self.attempts = StepAttempts(
-            self.log, self.topics, handlers, handlers.queues(queues), self.faults, self._clock, patience
+            self.log, self.topics, self._serving, handlers.queues(queues), self.faults, self._clock, patience
         )
         connection = Connection(self.topics, self.limits, producer, reader, self._definitions)
         self.client = ConnectedClient(connection, actor=_ACTOR)
@@ -72,6 +74,7 @@ class Machine:
         """Register the workflows: of one name the last is the current version."""
         for workflow in self.workflows:
             await self.client.register(workflow, move_pointer=True)
+        await self._serving.prepare()
 
     async def close(self) -> None:
         """Let go of what runs beside the test."""

@@ -19,7 +19,7 @@ from flowpilot.worker.partition import AssignedPartition, Entry
 from flowpilot_schemas.codec import encode
 from flowpilot_schemas.history import iso
 from flowpilot_schemas.ids import TaskId, root_id
-from flowpilot_schemas.messages import StepError, StepReady
+from flowpilot_schemas.messages import NOT_SERVED, StepError, StepReady
 from flowpilot_schemas.topics import Topics
 from flowpilot_schemas.tracing import in_headers
 
@@ -182,11 +182,17 @@ def ended(message: StepReady, record: Fetched, worker_id: str, outcome: Outcome,
     return answer(message, record, worker_id, "step.failed", fields)
 
 
-def no_handler(message: StepReady, record: Fetched, worker_id: str) -> Record:
-    """The answer to a step message that this worker has no handler for."""
-    wanted = f"step {message.step!r} of workflow {message.workflow!r}"
-    error = StepError(kind="no_handler", message=f"worker {worker_id} has no handler for {wanted}")
-    return answer(message, record, worker_id, "step.failed", {"error": _error_json(error)})
+def not_served(message: StepReady, record: Fetched, worker_id: str, reason: str, partitions: int | None) -> Record:
+    """The report on a step message that this worker does not run: the engine sends it to another partition.
+
+    `partitions`: how many the record's topic has.
+    """
+    wanted = f"step {message.step!r} of workflow {message.workflow!r} version {message.version!r}"
+    error = StepError(kind=NOT_SERVED, message=f"worker {worker_id} does not run {wanted}: {reason}")
+    fields = {"error": _error_json(error), "dispatch": message.dispatch}
+    if partitions is not None:
+        fields["partitions"] = partitions
+    return answer(message, record, worker_id, "step.failed", fields)
 
 
 def _error_json(error: StepError) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from functools import partial
 from flowpilot.authoring.durations import as_text
 from flowpilot.ports.log import Fetched
 from flowpilot.worker.answers import Answers
-from flowpilot.worker.attempt import Attempt, State, no_handler
+from flowpilot.worker.attempt import Attempt, State, not_served
 from flowpilot.worker.control import Control
-from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.intake import Intake
 from flowpilot.worker.invoke import Outcome, Prepared, call, call_async, failure, prepare
 from flowpilot.worker.observed import Observed
 from flowpilot.worker.partition import AssignedPartition, Entry
 from flowpilot.worker.records import Records
+from flowpilot.worker.serving import NotServed, Serving
 from flowpilot.worker.threads import HandlerThreads
 from flowpilot.worker.traced import CANCELLED, HANDED_BACK, Traced
 from flowpilot_schemas.codec import BadRecord
@@ -39,7 +39,7 @@ class Attempts:
     def __init__(
         self,
         worker_id: str,
-        handlers: Handlers,
+        serving: Serving,
         *,
         answers: Answers,
         control: Control,
@@ -51,7 +51,7 @@ class Attempts:
         traced: Traced,
     ) -> None:
         self._worker_id = worker_id
-        self._handlers = handlers
+        self._serving = serving
         self._answers = answers
         self._control = control
         self._records = records
@@ -175,10 +175,11 @@ class Attempts:
         if why is not None:
             self._records.drop(record, entry, partition, why, message.task_id)
             return
-        handler = self._handlers.find(message.workflow, message.version, message.step)
-        if handler is None:
-            refusal = no_handler(message, record, self._worker_id)
-            self._records.answer(refusal, record, entry, partition)
+        handler = self._serving.find(message)
+        if isinstance(handler, NotServed):
+            partitions = self._serving.partitions.get(record.topic)
+            report = not_served(message, record, self._worker_id, handler.reason, partitions)
+            self._records.answer(report, record, entry, partition)
             return
         attempt = Attempt(self._worker_id, record, message, task_id, handler, partition, entry)
         self.running.add(attempt)

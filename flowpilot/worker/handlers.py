@@ -1,4 +1,4 @@
-"""The handlers a worker has, found by workflow and step, ready to be given a step message's values."""
+"""The handlers a worker has, ready to be given a step message's values."""
 
 from __future__ import annotations
 
@@ -79,17 +79,11 @@ class Handlers:
 
     def __init__(self, workflows: Sequence[Workflow]) -> None:
         self.workflows = tuple(workflows)
-        self._by_version: dict[tuple[str, str, str], Handler] = {}
-        self._by_name: dict[tuple[str, str], Handler] = {}
-        for workflow in workflows:
-            for step in workflow.steps.values():
-                handler = Handler.of(step, workflow.version)
-                self._by_version[workflow.name, workflow.version, step.name] = handler
-                self._by_name[workflow.name, step.name] = handler
-
-    def find(self, workflow: str, version: str, step: str) -> Handler | None:
-        """The handler of that very version, else of the version given last."""
-        return self._by_version.get((workflow, version, step)) or self._by_name.get((workflow, step))
+        self.all: list[tuple[Workflow, dict[str, Handler]]] = [
+            (workflow, {step.name: Handler.of(step, workflow.version) for step in workflow.steps.values()})
+            for workflow in workflows
+        ]
+        """Each workflow with its steps' handlers by name."""
 
     def queues(self, only: Collection[str] | None = None) -> list[str]:
         """The queues to serve, each once: all of the workflows', or `only` those. Raises `UnknownQueue`."""

@@ -31,6 +31,7 @@ from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.intake import ConsumerFactory, Intake
 from flowpilot.worker.observed import Observed
 from flowpilot.worker.records import Records
+from flowpilot.worker.serving import Serving
 from flowpilot.worker.traced import Traced
 from flowpilot.worker.watch import Watch
 from flowpilot_schemas.definition import WorkflowDefinition
@@ -118,9 +119,10 @@ class StepWorker:
             dropped=dropped,
         )
         observed = Observed(meter, concurrency)
+        self._serving = Serving(handlers, definitions, reader, [topics.steps(queue) for queue in self.queues])
         self._attempts = Attempts(
             self.worker_id,
-            handlers,
+            self._serving,
             answers=self._answers,
             control=self._control,
             records=Records(self._answers, self._intakes, topics.dead_letters, dropped=dropped, secrets=secrets),
@@ -156,7 +158,7 @@ class StepWorker:
         try:
             if not await self._prepare():
                 return
-            jobs = [self._answers.run(), self._control.run(), self._watch.run()]
+            jobs = [self._answers.run(), self._control.run(), self._watch.run(), self._serving.run()]
             window = 2 * self._concurrency
             for queue in self.queues:
                 topic = self._topics.steps(queue)
@@ -193,6 +195,7 @@ class StepWorker:
             try:
                 for workflow in self._handlers.workflows:
                     await self._register(workflow.definition)
+                await self._serving.prepare()
                 await self._control.catch_up()
                 return True
             except LogUnavailable as error:

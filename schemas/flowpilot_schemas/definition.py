@@ -46,7 +46,11 @@ class RetryPolicy(_Frozen):
 
 
 class StepDefinition(_Frozen):
-    """One node of the DAG. Times are in ms; `takes` names the parents whose outputs the handler receives."""
+    """One node of the DAG. Times are in ms; `takes` names the parents whose outputs the handler receives.
+
+    `contract` is a hash of what the handler takes and returns: a worker of a later version runs the step if its own
+    has the same. Without one, only a worker of this very definition does.
+    """
 
     name: str
     queue: str
@@ -60,6 +64,7 @@ class StepDefinition(_Frozen):
     on_schedule_to_start: Literal["fail", "retry", "record"] = "fail"
     start_to_close_ms: int = Field(default=10 * MINUTE, ge=1, le=365 * DAY)
     heartbeat_ms: int = Field(default=30_000, ge=1_000, le=DAY)
+    contract: str | None = Field(default=None, max_length=100)
 
     @field_validator("name")
     @classmethod

@@ -32,6 +32,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "StartDeduplicated": ("origin?", "created_by?"),
     "KeyConflict": ("origin?", "created_by?", "input_hash"),
     "StepReady": ("step", "attempt", "queue", "last_heartbeat?"),
+    "StepNotServed": ("step", "attempt", "detail", "worker_id?", "broker_task_id?"),
     "StepStarted": ("step", "attempt", "worker_id?", "broker_task_id?", "started_at?"),
     "StepCompleted": ("step", "attempt", "size", "output?", "worker_id?", "broker_task_id?", "started_at?"),
     "StepFailed": ("step", "attempt", "error", "worker_id?", "broker_task_id?", "started_at?"),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
 
 from flowpilot_schemas.ids import MAX_RETRY
-from flowpilot_schemas.limits import Limits
+from flowpilot_schemas.limits import MAX_PARTITIONS, Limits
 from flowpilot_schemas.own import Forget as Forget
 from flowpilot_schemas.own import RetryCheck as RetryCheck
 from flowpilot_schemas.own import RetryEnded as RetryEnded
@@ -120,10 +120,13 @@ class StepError(BaseModel):
     retry_after_ms: Annotated[int, Field(ge=0, le=30 * 86_400_000)] | None = None
 
 
+NOT_SERVED = "not_served"
+"""The kind with which a worker reports a step that it does not run: it is sent to another partition."""
+
 RESERVED_KINDS = frozenset(
     {
         "timed_out",
-        "no_handler",
+        NOT_SERVED,
         "result_too_large",
         "result_not_serialisable",
         "input_invalid",
@@ -132,6 +135,14 @@ RESERVED_KINDS = frozenset(
         "dispatch_failed",
     }
 )
+
+
+def _up_to(most: int) -> BeforeValidator:
+    return BeforeValidator(lambda value: value if type(value) is int and 1 <= value <= most else None)
+
+
+Dispatch = Annotated[int | None, _up_to(2**31)]
+Partitions = Annotated[int | None, _up_to(MAX_PARTITIONS)]
 
 
 class _Answer(Message):
@@ -149,11 +160,17 @@ class StepCompleted(_Answer):
 
 
 class StepFailed(_Answer):
-    """The attempt failed; whether there is another is the engine's decision."""
+    """The attempt failed; whether there is another is the engine's decision.
+
+    With the kind `not_served` nothing was tried: `dispatch` is the step message's, and `partitions` how many the
+    queue's topic has. A value out of range is as good as none.
+    """
 
     type: Literal["step.failed"] = "step.failed"
     error: StepError
     started_at: Text | None = None
+    dispatch: Dispatch = None
+    partitions: Partitions = None
 
 
 class StepStarted(_Answer):
@@ -204,7 +221,8 @@ EVENT_TYPES: dict[str, type[Event]] = {
 
 
 class StepReady(Message):
-    """The step message. `parents` holds the outputs of the parents that the step takes.
+    """The step message. `parents` holds the outputs of the parents that the step takes, `dispatch` counts how often
+    the attempt was sent: again where a worker reported that it does not serve it.
 
     Its record has a header `traceparent` (W3C Trace Context) if what started the execution had one.
     """
@@ -216,6 +234,7 @@ class StepReady(Message):
     definition: Text
     step: Name
     attempt: Annotated[int, Field(ge=1)]
+    dispatch: Annotated[int, Field(ge=1)] = 1
     idempotency_key: Text
     input: JsonValue = None
     parents: dict[str, JsonValue] = Field(default={})

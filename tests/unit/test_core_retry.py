@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flowpilot.core.events import CompletionIgnored
-from flowpilot.core.retry import JITTER, NO_HANDLER_PATIENCE_MS, backoff_ms, delay_ms, may_retry
+from flowpilot.core.retry import JITTER, backoff_ms, delay_ms, may_retry
 from flowpilot_schemas.definition import RetryPolicy
 from flowpilot_schemas.messages import StepCompleted, StepError, StepFailed, StepHeartbeat, StepStarted
 from tests.property.run import T0, Run, chain_of
@@ -98,47 +98,6 @@ def test_an_error_that_says_no_is_not_tried_again(error: dict[str, object]) -> N
     run = Run(chain_of("a", retry={"non_retryable": ["Fatal"]}))
     run.fail("a", **error)  # type: ignore[arg-type]
     assert run.told[-2:] == ["StepFailed", "ExecutionFailed"]
-
-
-def test_no_handler_sends_the_same_attempt_again_for_ten_minutes_then_fails() -> None:
-    run = Run(chain_of("a", retry={"max_attempts": 1}))
-    delays = []
-    while not run.is_over:
-        run.fail("a", "no_handler")
-        if not run.is_over:
-            delays.append((run.state.due or 0) - run.now)
-            run.timer()
-    assert NO_HANDLER_PATIENCE_MS <= run.now - T0 <= NO_HANDLER_PATIENCE_MS + 30_000
-    assert delays[0] == 1_000
-    assert max(delays) == 30_000
-    assert delays == sorted(delays)
-    assert {sent["attempt"] for sent in run.sent("step")} == {1}
-    assert run.step("a").error["kind"] == "no_handler"
-
-
-def test_no_handler_is_not_a_failure() -> None:
-    run = Run(chain_of("a", retry={"max_attempts": 2, "initial_ms": 0}))
-    run.fail("a", "no_handler")
-    run.timer()
-    run.fail("a")
-    run.timer()
-    assert run.step("a").attempt == 2
-    # The patience begins anew with the attempt: there was a handler meanwhile.
-    assert run.step("a").unhandled_since is None
-    run.fail("a", "no_handler", after=NO_HANDLER_PATIENCE_MS)
-    assert run.statuses == {"a": "retrying"}
-
-
-def test_a_worker_that_starts_and_then_has_no_handler_does_not_stretch_the_patience() -> None:
-    run = Run(chain_of("a"))
-    for _ in range(10_000):
-        run.started("a")
-        run.fail("a", "no_handler")
-        if run.is_over:
-            break
-        run.timer()
-    assert run.is_over
-    assert run.now - T0 <= NO_HANDLER_PATIENCE_MS + 30_000
 
 
 @pytest.mark.parametrize("started", [False, True])

@@ -44,6 +44,10 @@ class KafkaReader:
         """See the port."""
         return await self._run(lambda: self._bounds(topic, partition))
 
+    async def partitions(self, topic: str) -> int:
+        """See the port."""
+        return await self._run(lambda: self._partitions(topic))
+
     async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
         """See the port."""
         return await self._run(lambda: self._offset_at(topic, partition, timestamp))
@@ -60,6 +64,12 @@ class KafkaReader:
         except KafkaException as error:
             reason = error.args[0]
             raise LogUnavailable(f"{reason.name()}: {reason.str()}") from None
+
+    def _partitions(self, topic: str) -> int:
+        found = self._consumer.list_topics(topic, timeout=self._timeout).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return len(found.partitions)
 
     def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
         if (topic, partition) not in self._known:

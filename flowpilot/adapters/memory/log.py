@@ -205,6 +205,12 @@ class MemoryReader:
         await _next_turn()
         return self._log.bounds(topic, partition)
 
+    async def partitions(self, topic: str) -> int:
+        """See the port."""
+        await _next_turn()
+        self._log.topic_id(topic)  # raises if there is none
+        return self._log.partitions(topic)
+
     async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
         """See the port."""
         await _next_turn()
