@@ -17,7 +17,7 @@ from flowpilot.core.decision import Decision
 from flowpilot.core.draft import Draft
 from flowpilot.core.inputs import MAX_DEPTH, is_deeper
 from flowpilot.core.rule_sets import FIRST
-from flowpilot.core.state import REFUSAL_KEPT_MS, Execution, StepState
+from flowpilot.core.state import REFUSAL_KEPT_MS, Execution
 from flowpilot.core.status import (
     IN_FLIGHT,
     TERMINAL_EXECUTION,
@@ -26,7 +26,7 @@ from flowpilot.core.status import (
     check_execution,
 )
 from flowpilot_schemas.codec import content_hash, encode
-from flowpilot_schemas.definition import StepDefinition, WorkflowDefinition
+from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import TaskId
 from flowpilot_schemas.limits import KIB, MAX_HEARTBEAT_DETAILS
 from flowpilot_schemas.messages import (
@@ -279,18 +279,12 @@ def _step_due(draft: Draft, order: int) -> None:
     step, definition = draft.steps[order], draft.definition.steps[order]
     if step.status is StepStatus.RETRYING:
         attempts.make_ready(draft, order)
-    elif step.status is StepStatus.READY and (step.deadline is None or step.deadline > draft.at):
-        dispatch.send_on(draft, order)
     elif step.status is StepStatus.READY:
-        error = StepError(
-            kind="timed_out",
-            message=_nobody_began(step, definition),
-            retryable=definition.on_schedule_to_start == "retry",
-        )
-        if definition.on_schedule_to_start == "record":
-            draft.emit(e.StepTimedOut(definition.name, step.attempt, "schedule_to_start", "record"))
-        else:
-            attempts.time_out(draft, order, "schedule_to_start", error, None)
+        if step.deadline is not None and step.deadline <= draft.at:
+            _nobody_began(draft, order)
+        after = draft.steps[order]
+        if after.status is StepStatus.READY and after.resend_at is not None and after.resend_at <= draft.at:
+            dispatch.send_on(draft, order)
     elif step.due == step.heartbeat_deadline:
         lost = StepError(kind="timed_out", message=f"no heartbeat for {definition.heartbeat_ms} ms")
         attempts.time_out(draft, order, "heartbeat", lost, None)
@@ -299,11 +293,19 @@ def _step_due(draft: Draft, order: int) -> None:
         attempts.time_out(draft, order, "start_to_close", late, None)
 
 
-def _nobody_began(step: StepState, definition: StepDefinition) -> str:
-    within = f"within {definition.schedule_to_start_ms} ms"
+def _nobody_began(draft: Draft, order: int) -> None:
+    """`schedule_to_start` has passed since the attempt was first sent."""
+    step, definition = draft.steps[order], draft.definition.steps[order]
+    if definition.on_schedule_to_start == "record":
+        draft.emit(e.StepTimedOut(definition.name, step.attempt, "schedule_to_start", "record"))
+        return
+    queue, within = f"queue {definition.queue!r}", f"within {definition.schedule_to_start_ms} ms"
     if step.dispatch == 1 and step.resend_at is None:
-        return f"no worker of queue {definition.queue!r} answered {within}"
-    return f"no worker of queue {definition.queue!r} that serves this version of the step began it {within}"
+        message = f"no worker of {queue} answered {within}"
+    else:
+        message = f"no worker of {queue} that serves this version of the step began it {within}"
+    error = StepError(kind="timed_out", message=message, retryable=definition.on_schedule_to_start == "retry")
+    attempts.time_out(draft, order, "schedule_to_start", error, None)
 
 
 def _end(draft: Draft) -> Decision:

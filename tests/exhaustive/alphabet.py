@@ -14,7 +14,9 @@ from tests.exhaustive.dags import Subject
 from tests.exhaustive.world import EXECUTION, Event, Situation
 
 ANSWERS = ("completed", "failed", "fatal", "started", "heartbeat")
-SELDOM = ("no_handler", "timed_out", "dispatch_failed")
+NOT_SERVED = ("not_served 1", "not_served 2")
+"""Of the first dispatch of an attempt and of the second."""
+SELDOM = (*NOT_SERVED, "timed_out", "dispatch_failed")
 """Kinds of errors that have moves of their own; they come where there are at most two steps, as defects do."""
 
 _BAD = {
@@ -94,7 +96,7 @@ def deadlines_of(state: Execution) -> list[int]:
     found = {state.deadline} if state.due is not None else set()
     if state.due is not None:
         for step in state.steps:
-            found |= {step.deadline, step.heartbeat_deadline}
+            found |= {step.deadline, step.heartbeat_deadline, step.resend_at}
     return sorted([time for time in found if time is not None])
 
 
@@ -161,6 +163,14 @@ def _answer(run: int, step: str, attempt: int, kind: str) -> m.Event:
             error = m.StepError(kind="Boom")
         case "fatal":
             error = m.StepError(kind="Fatal", retryable=False)
+        case "not_served 1" | "not_served 2":
+            return m.StepFailed(
+                task_id=task,
+                error=m.StepError(kind=m.NOT_SERVED),
+                broker_task_id=f"flowpilot.steps.q/{int(kind[-1]) - 1}/7",
+                dispatch=int(kind[-1]),
+                partitions=2,
+            )
         case _:
             error = m.StepError(kind=kind)
     return m.StepFailed(task_id=task, error=error)

@@ -97,7 +97,7 @@ class Checker:
         model.heard(event.message, before, after)
         if after is not None and not after.forgotten and (wrong := model.differs(after)):
             yield Violation("S3", f"by what was told, {wrong}")
-        if [(step["step"], step["attempt"]) for step in sent.steps] != model.sent:
+        if sorted([(step["step"], step["attempt"]) for step in sent.steps]) != sorted(model.sent):
             yield Violation("S3", f"told ready {model.sent}, but sent {[s['task_id'] for s in sent.steps]}")
         if len(sent.control) != model.controls:
             yield Violation("S3", f"{len(sent.control)} control records; {model.controls} follow from the history")
@@ -168,6 +168,9 @@ class Checker:
             and int(attempt) == step.attempt
         )
         told = [value["type"] for value, _, _ in sent.history]
+        if isinstance(message, m.StepFailed) and message.error.kind == m.NOT_SERVED:
+            yield from self._not_served(step if current else None, message, still, told)
+            return
         if not current:
             expected = [] if isinstance(message, m.StepHeartbeat) else ["CompletionIgnored"]
             # Told once: then the state remembers it, and the same again is told no more.
@@ -187,17 +190,26 @@ class Checker:
             if status is not StepStatus.COMPLETED:
                 yield Violation("S5", f"{name} completed, and is {status}")
 
+    def _not_served(
+        self, step: StepState | None, message: m.StepFailed, still: bool, told: list[str]
+    ) -> Iterator[Violation]:
+        """Only the dispatch under way is followed by another; the first report of an attempt is told, no other."""
+        self.counts["S5 not served"] += 1
+        waits = step is not None and step.status is StepStatus.READY and step.resend_at is None
+        counts = waits and step is not None and message.dispatch == step.dispatch
+        expected = ["StepNotServed"] if counts and message.dispatch == 1 else []
+        if still == counts or told != expected:
+            detail = f"{'changed nothing' if still else 'moved'} and told {told}; expected {expected}"
+            yield Violation("S5", f"not_served of dispatch {message.dispatch} of {message.task_id} {detail}")
+
     def _attempts(self, before: Execution | None, sent: Sent) -> Iterator[Violation]:
         """Part of S5: attempts are contiguous and within the limit."""
         for value, _, _ in sent.history:
             if value["type"] not in ("StepReady", "StepRetryScheduled"):
                 continue
             step = before.steps[self.definition.index[value["step"]]] if before and before.steps else StepState()
-            if value["type"] == "StepReady":
-                attempt, expected = value["attempt"], step.attempt + (step.unhandled_since is None)
-            else:
-                again = value["error"]["kind"] == "no_handler"
-                attempt, expected = value["next_attempt"], step.attempt + (not again)
+            attempt = value["attempt" if value["type"] == "StepReady" else "next_attempt"]
+            expected = step.attempt + 1
             if attempt != expected or attempt > ATTEMPTS:
                 yield Violation(
                     "S5", f"attempt {attempt} of {value['step']} after {step.attempt}; limit {ATTEMPTS}"
@@ -224,7 +236,7 @@ class Checker:
     def _s10(self, before: Execution, event: Event, after: Execution | None, still: bool) -> Iterator[Violation]:
         """A timer applies what has passed by the broker's time, all of it, and nothing else."""
         self.counts["S10"] += 1
-        deadlines = [before.deadline, *[time for s in before.steps for time in (s.deadline, s.heartbeat_deadline)]]
+        deadlines = [before.deadline, *[time for step in before.steps for time in _deadlines(step)]]
         running = before.status is ExecutionStatus.RUNNING and event.message.run == before.run  # type: ignore[union-attr]
         passed = running and any(time is not None and time <= event.at for time in deadlines)
         if still == passed:
@@ -233,7 +245,7 @@ class Checker:
         if still or after is None or (before.deadline is not None and before.deadline <= event.at):
             return
         for name, one, other in zip(self.definition.index, before.steps, after.steps, strict=False):
-            was_due = any(time is not None and time <= event.at for time in (one.deadline, one.heartbeat_deadline))
+            was_due = any(time is not None and time <= event.at for time in _deadlines(one))
             if one != other and not was_due and other.status is not StepStatus.SKIPPED:
                 yield Violation("S10", f"{event.label} moved {name}, none of whose deadlines had passed")
             if was_due and one == other:
@@ -291,3 +303,7 @@ def _is_to_nobody(before: Execution | None, message: m.Event) -> bool:
     return (before is None or before.forgotten) and isinstance(
         message, (*_ANSWERS, m.CancelExecution, m.TimerFired)
     )
+
+
+def _deadlines(step: StepState) -> tuple[int | None, ...]:
+    return step.deadline, step.heartbeat_deadline, step.resend_at

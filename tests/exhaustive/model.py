@@ -5,23 +5,25 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from flowpilot.core.state import Execution
+from flowpilot.core.state import Execution, StepState
 from flowpilot.core.status import ExecutionStatus, StepStatus
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.definition import WorkflowDefinition
-from flowpilot_schemas.history import from_iso
 from tests.exhaustive.dags import HEARTBEAT_MS, RETRY_MS, SCHEDULE_TO_START_MS, START_TO_CLOSE_MS, TIMEOUT_MS
 
-_NO_HANDLER_MS = 1_000
+# Of the two partitions that reports name, each is tried once; then the delay doubles.
+_RESEND_MS = {1: 100, 2: 200}
 
 
 class Step(NamedTuple):
-    """A step as the history tells it; `late` and `silent` are its deadlines."""
+    """A step as the history tells it; `late`, `silent` and `again` are its deadlines."""
 
     status: StepStatus = StepStatus.PENDING
     attempt: int = 0
     late: int | None = None
     silent: int | None = None
+    again: int | None = None
+    dispatch: int = 1
 
 
 _ENDS = {
@@ -58,7 +60,7 @@ class Model:
             if state.status is ExecutionStatus.COMPLETED:
                 model.steps = [Step(StepStatus.COMPLETED)] * len(definition.steps)
             elif state.steps:
-                model.steps = [Step(s.status, s.attempt, s.deadline, s.heartbeat_deadline) for s in state.steps]
+                model.steps = [_as_known(step) for step in state.steps]
         return model
 
     def step(self, name: str) -> Step:
@@ -96,25 +98,39 @@ class Model:
             case "StepStarted":
                 return Step(StepStatus.RUNNING, told["attempt"], at + START_TO_CLOSE_MS, at + HEARTBEAT_MS)
             case "StepRetryScheduled":
-                due = at + RETRY_MS
-                if told["error"]["kind"] == "no_handler":  # the longer it waits, the seldomer it is tried
-                    due = max(at + _NO_HANDLER_MS, from_iso(told["retry_at"]))
-                return Step(StepStatus.RETRYING, step.attempt, due)
+                return Step(StepStatus.RETRYING, step.attempt, at + RETRY_MS)
             case "StepTimedOut" if told["outcome"] == "record":
                 return step._replace(late=None)
         return step
 
     def heard(self, message: m.Event | None, before: Execution | None, after: Execution | None) -> None:
-        """A sign of life is not told; it moves one deadline, of a step that runs."""
-        if not isinstance(message, m.StepStarted | m.StepHeartbeat) or before is None or after is None:
+        """What is not told: a sign of life moves one deadline, of a step that runs; a report that a step is not
+        served sets the time of its next dispatch, unless that has one or the report is of another dispatch; and a
+        timer sends what is due again."""
+        if before is None or after is None or self.status is not ExecutionStatus.RUNNING:
+            return
+        if isinstance(message, m.TimerFired) and message.run == before.run:
+            self._send_again()
+        if not isinstance(message, m.StepStarted | m.StepHeartbeat | m.StepFailed):
             return
         _, run, name, attempt = message.task_id.split("/")
         order = self._index.get(name)
-        if order is None or int(run) != before.run or self.status is not ExecutionStatus.RUNNING:
+        if order is None or int(run) != before.run:
             return
         step = self.steps[order]
-        if step.status is StepStatus.RUNNING and step.attempt == int(attempt):
+        if isinstance(message, m.StepFailed):
+            is_ready = step.status is StepStatus.READY and step.attempt == int(attempt) and step.again is None
+            if message.error.kind == m.NOT_SERVED and is_ready and message.dispatch == step.dispatch:
+                self.steps[order] = step._replace(again=self._at + _RESEND_MS[step.dispatch])
+        elif step.status is StepStatus.RUNNING and step.attempt == int(attempt):
             self.steps[order] = step._replace(silent=self._at + HEARTBEAT_MS)
+
+    def _send_again(self) -> None:
+        for name, order in self._index.items():
+            step = self.steps[order]
+            if step.again is not None and step.again <= self._at:
+                self.steps[order] = step._replace(again=None, dispatch=step.dispatch + 1)
+                self.sent.append((name, step.attempt))
 
     def differs(self, state: Execution) -> str | None:
         """What is another in `state` than here."""
@@ -127,6 +143,10 @@ class Model:
                 return f"not all steps completed: {[str(step.status) for step in self.steps]}"
             return None if not state.steps else "a completed execution keeps no steps"
         for name, step, real in zip(self._index, self.steps, state.steps, strict=True):
-            if step != (real.status, real.attempt, real.deadline, real.heartbeat_deadline):
+            if step != _as_known(real):
                 return f"{name} is {step}, not {real}"
         return None
+
+
+def _as_known(step: StepState) -> Step:
+    return Step(step.status, step.attempt, step.deadline, step.heartbeat_deadline, step.resend_at, step.dispatch)

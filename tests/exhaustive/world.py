@@ -215,7 +215,9 @@ def _step_key(step: StepState, now: int) -> tuple[Any, ...]:
         step.attempt,
         _from(step.deadline, now),
         _from(step.heartbeat_deadline, now),
-        _from(step.unhandled_since, now),
+        _from(step.resend_at, now),
+        step.dispatch,
+        _NOTHING if step.partition is None else step.partition,
         step.heartbeat is not None,
     )
 

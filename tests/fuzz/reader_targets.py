@@ -16,7 +16,7 @@ from flowpilot.engine.reading import read
 from flowpilot.ports.audit import Head, Position, RunKey
 from flowpilot.ports.log import Fetched, TopicPartition
 from flowpilot.router.positions import Positions
-from flowpilot.worker.attempt import ended, no_handler
+from flowpilot.worker.attempt import ended, not_served
 from flowpilot.worker.control import Control
 from flowpilot.worker.handlers import Handlers
 from flowpilot.worker.invoke import call
@@ -65,9 +65,9 @@ def step(data: bytes) -> None:
             continue
         require(str(task_id) == message.task_id or "/0" in message.task_id, "the task id is another")
         require(isinstance(not_after, int), "no time")
-        answers = [no_handler(message, fetched, "w")]
-        handler = _HANDLERS.find("flow", message.version, message.step)
-        for each in [handler] if handler else [_HANDLERS.find("flow", "1", name) for name in ("_a", "_b")]:
+        answers = [not_served(message, fetched, "w", "no reason", 12)]
+        [(_, steps)] = _HANDLERS.all
+        for each in [steps[message.step]] if message.step in steps else [steps.get("_a"), steps.get("_b")]:
             if each is not None:
                 outcome = call(each, message, None)
                 require(isinstance(outcome, bytes | StepError), "no outcome")

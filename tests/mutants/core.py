@@ -141,7 +141,7 @@ def attempts_with_a_gap(patch: Patch) -> None:
 
     def make_ready(draft_: Draft, order: int) -> None:
         step = draft_.steps[order]
-        if step.status is StepStatus.RETRYING and step.unhandled_since is None:
+        if step.status is StepStatus.RETRYING:
             draft_.steps[order] = step._replace(attempt=step.attempt + 1)
         whole(draft_, order)
 

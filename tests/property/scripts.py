@@ -12,7 +12,7 @@ from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.limits import Limits
 from tests.property.run import Run, workflow
 
-ANSWERS = ("completed", "failed", "fatal", "retry_after", "no_handler", "timed_out", "dispatch_failed")
+ANSWERS = ("completed", "failed", "fatal", "retry_after", "not_served", "timed_out", "dispatch_failed")
 SIGNS = ("started", "heartbeat")
 FENCES = ("stale", "future", "other_run", "unknown_step", "duplicate")
 
@@ -179,4 +179,17 @@ def answer(
         "fatal": m.StepError(kind="Fatal", retryable=False),
         "retry_after": m.StepError(kind="Later", retry_after_ms=how * 1_000),
     }
-    return m.StepFailed(task_id=task, error=errors.get(what) or m.StepError(kind=what), worker_id=worker)
+    error = errors.get(what) or m.StepError(kind=what)
+    if what != m.NOT_SERVED:
+        return m.StepFailed(task_id=task, error=error, worker_id=worker)
+    order = run.definition.index.get(step)
+    queue = "q" if order is None else run.definition.steps[order].queue
+    dispatch = run.state.steps[order].dispatch if order is not None and run.state.steps else 1
+    return m.StepFailed(
+        task_id=task,
+        error=error,
+        worker_id=worker,
+        broker_task_id=f"flowpilot.steps.{queue}/{how % 4}/1" if how < 8 else None,
+        dispatch=(dispatch, dispatch, dispatch, None, dispatch - 1, dispatch + 1)[how % 6] or None,
+        partitions=(4, 4, 2, None)[how % 4],
+    )

@@ -315,8 +315,14 @@ class Storm:
         if kind < 0.55:
             answer = m.StepCompleted(task_id=task, output={"n": chance.randrange(3)}, worker_id="w")
         elif kind < 0.7:
-            error = m.StepError(kind=chance.choice(("Boom", "no_handler", "timed_out")), message="m")
-            answer = m.StepFailed(task_id=task, error=error)
+            error = m.StepError(kind=chance.choice(("Boom", "not_served", "not_served", "timed_out")), message="m")
+            answer = m.StepFailed(
+                task_id=task,
+                error=error,
+                broker_task_id=f"{record.topic}/{record.partition}/{record.offset}",
+                dispatch=step["dispatch"],
+                partitions=chance.choice((world.log.partitions(record.topic), 99, None)),
+            )
         elif kind < 0.75:
             answer = m.StepFailed(task_id=task, error=m.StepError(kind="Fatal", retryable=False))
         elif kind < 0.9:
@@ -368,7 +374,7 @@ class Storm:
         self._drain(owner)
         owner.tick().to_end()
         for record in world.log.records(T.steps("q")):
-            if (record.partition, record.offset) not in answered:  # a task may be sent again: no_handler
+            if (record.partition, record.offset) not in answered:  # a task may be sent again: not_served
                 answered.add((record.partition, record.offset))
                 step = decode_object(record.value)
                 reply = step["reply"]

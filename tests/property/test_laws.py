@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from flowpilot.core import decide as d
 from flowpilot.core import events as e
 from flowpilot.core.decision import Decision
+from flowpilot.core.dispatch import is_not_served
 from flowpilot.core.render import render
 from flowpilot.core.state import Execution, decode_execution, encode_execution
 from flowpilot.core.status import (
@@ -114,25 +115,32 @@ def test_l2_a_refusal_folds_too(run: Run, at: int) -> None:
 @THOROUGH
 def test_l3_a_step_is_sent_when_its_dependencies_completed_and_once_an_attempt(run: Run) -> None:
     """L3: a step message goes out only if all dependencies are completed; once an attempt, and once more
-    for each `no_handler` answer to it."""
+    for each `not_served` report of its latest dispatch."""
     sent: Counter[tuple[str, int]] = Counter()
-    unhandled: Counter[tuple[str, int]] = Counter()
+    dispatches: Counter[tuple[str, int]] = Counter()
     completed: set[str] = set()
+    reported: dict[str, int] = {}
     for turn in run.turns:
         for event in turn.decision.events:
             match event:
                 case e.StepCompleted():
                     completed.add(event.step)
-                case e.StepRetryScheduled() if event.next_attempt == event.attempt:
-                    assert event.error["kind"] == "no_handler"
-                    unhandled[event.step, event.attempt] += 1
+                case e.StepRedispatched():
+                    dispatches[event.step, event.attempt] += 1
+                    assert event.dispatch == 1 + dispatches[event.step, event.attempt]
+                    assert reported[event.step] == event.dispatch - 1
+                case e.StepNotServed():
+                    assert dispatches[event.step, event.attempt] == 0
+                case e.RedispatchScheduled():
+                    order = run.definition.index[event.step]
+                    reported[event.step] = turn.before.steps[order].dispatch
                 case e.StepReady():
                     sent[event.step, event.attempt] += 1
                     definition = run.definition.steps[run.definition.index[event.step]]
                     assert set(definition.depends_on) <= completed
-                    assert sent[event.step, event.attempt] == 1 + unhandled[event.step, event.attempt]
+                    assert sent[event.step, event.attempt] == 1
     messages = Counter((message["step"], message["attempt"]) for message in run.sent("step"))
-    assert messages == sent
+    assert messages == sent + dispatches
 
 
 @given(run=played())
@@ -148,7 +156,7 @@ def test_l3_a_step_with_all_dependencies_completed_is_not_forgotten(run: Run) ->
 @given(run=played())
 @THOROUGH
 def test_l4_attempts_count_from_one_without_gaps_up_to_the_policy(run: Run) -> None:
-    """L4: a step's attempts are 1, 2, …, at most `max_attempts`; `no_handler` keeps the attempt."""
+    """L4: a step's attempts are 1, 2, …, at most `max_attempts`; `not_served` keeps the attempt."""
     _attempts_as_the_policy_says(run)
 
 
@@ -165,8 +173,7 @@ def _attempts_as_the_policy_says(run: Run) -> None:
         for event in turn.decision.events:
             if isinstance(event, e.StepRetryScheduled):
                 assert event.attempt == promised[event.step]
-                same = event.error["kind"] == "no_handler"
-                assert event.next_attempt == event.attempt + (not same)
+                assert event.next_attempt == event.attempt + 1
                 promised[event.step] = event.next_attempt
             if isinstance(event, e.StepReady):
                 policy = run.definition.steps[run.definition.index[event.step]].retry
@@ -199,7 +206,10 @@ def _only_the_current_attempt(run: Run) -> None:
         order = run.definition.index.get(task.step)
         running = turn.before.status is ExecutionStatus.RUNNING
         step = turn.before.steps[order] if order is not None and running else None
-        if (
+        unheard = isinstance(turn.message, m.StepHeartbeat) or is_not_served(turn.message)
+        if is_not_served(turn.message) and step is not None and not turn.decision.events:
+            assert turn.decision.state == turn.before
+        elif (
             step is not None
             and task.run == turn.before.run
             and step.status in IN_FLIGHT
@@ -215,7 +225,7 @@ def _only_the_current_attempt(run: Run) -> None:
             place = (task.step, reason, task.attempt)
             # A foreign attempt may be taken for another one: of those there is one event a step and reason.
             of_step = {each[:2] for each in recorded}
-            if isinstance(turn.message, m.StepHeartbeat) or place in recorded:
+            if unheard or place in recorded:
                 assert told == []
             elif (task.step, reason) not in of_step or (step is not None and task.attempt <= step.attempt):
                 assert told == [place] or (task.run != turn.before.run and told == [])
@@ -267,7 +277,7 @@ def test_l7_a_timer_at_its_time_removes_what_was_due(run: Run) -> None:
 
 @given(
     run=played(),
-    habits=st.lists(st.sampled_from((*ANSWERS, "silent", "started", "started then no_handler")), min_size=1),
+    habits=st.lists(st.sampled_from((*ANSWERS, "silent", "started", "started then not_served")), min_size=1),
 )
 @THOROUGH
 def test_l7_from_anywhere_every_execution_ends(run: Run, habits: list[str]) -> None:
@@ -287,9 +297,16 @@ def test_l7_from_anywhere_every_execution_ends(run: Run, habits: list[str]) -> N
             run.timer()
         elif habit == "silent":
             run.send(answer(run, waiting[0], "completed"))
-        elif habit == "started then no_handler":
+        elif habit == "started then not_served":
             run.started(waiting[0])
-            run.send(answer(run, waiting[0], "no_handler"), after=1)
+            run.send(answer(run, waiting[0], "not_served"), after=1)
+            run.timer()
+        elif habit == "not_served":
+            if run.step(waiting[0]).deadline is None:  # nobody gives it up: then somebody serves it in the end
+                run.send(answer(run, waiting[0], "completed"))
+            else:
+                run.send(answer(run, waiting[0], habit), after=1)
+                run.timer(after=3_600_000)  # and not every five seconds of a day
         else:
             run.send(answer(run, waiting[0], habit), after=1)
             if habit == "started":  # one that only says so is ended by its time-outs

@@ -64,6 +64,7 @@ def test_the_storm_reaches_what_it_is_for() -> None:
     assert kinds >= {
         *("ExecutionStarted", "ExecutionCompleted", "ExecutionFailed", "ExecutionCancelled", "StartRefused"),
         *("StepReady", "StepStarted", "StepRetryScheduled", "StepTimedOut", "StepSkipped", "DispatchFailed"),
+        "StepNotServed",
         *("StartDeduplicated", "KeyConflict", "CompletionIgnored", "RetryRefused"),
     }
 

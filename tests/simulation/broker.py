@@ -281,6 +281,11 @@ class SimReader:
             await asyncio.sleep(self._broker.latency() * 4)
         return found
 
+    async def partitions(self, topic: str) -> int:
+        """See the port."""
+        await self._ask(topic, 0)
+        return self._broker.log.partitions(topic)
+
     async def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
         """See the port."""
         await self._ask(topic, partition)

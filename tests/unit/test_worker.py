@@ -222,26 +222,6 @@ def test_an_input_that_does_not_fit_names_both_versions() -> None:
     run(scenario())
 
 
-def test_a_step_without_a_handler_is_said_so_and_the_very_version_is_preferred() -> None:
-    old = Workflow("clinic", version="1")
-    old.add_step(lambda: "old", name="which")
-    new = Workflow("clinic", version="3")
-    new.add_step(lambda: "new", name="which")
-
-    async def scenario() -> None:
-        rig = Rig(old)
-        async with rig.serving(old, new):
-            unknown = rig.ready("nobody")
-            answer = await eventually_async(lambda: rig.answer(unknown, "failed"))
-            assert (answer["error"]["kind"], answer["error"]["retryable"]) == ("no_handler", True)
-            versions = {version: rig.ready("which", version=version) for version in ("1", "2", "3")}
-            for version, output in (("1", "old"), ("2", "new"), ("3", "new")):
-                answer = await eventually_async(lambda v=version: rig.answer(versions[v], "completed"))
-                assert answer["output"] == output
-
-    run(scenario())
-
-
 def good(**fields: Any) -> bytes:
     return encode(Rig(workflow).message("create", **fields))
 

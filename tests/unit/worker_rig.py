@@ -60,8 +60,12 @@ class Rig:
             producer=self.producer,
             reader=reader,
             make_consumer=self.log.consumer,
-            definitions=LogDefinitions(self.producer, reader, TOPICS.definitions),
-            **{"concurrency": 4, "grace": 2.0, **options},
+            **{
+                "definitions": LogDefinitions(self.producer, reader, TOPICS.definitions),
+                "concurrency": 4,
+                "grace": 2.0,
+                **options,
+            },
         )
         self.workers.append(worker)
         return worker
