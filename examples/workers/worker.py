@@ -37,26 +37,26 @@ events = steps.partition(".steps.")[0] + ".events"
 secrets = [each.strip() for each in os.environ.get("FLOWPILOT_STEP_SECRET", "").split(",") if each.strip()]
 producer = Producer({"bootstrap.servers": servers, "enable.idempotence": True, "partitioner": "murmur2"})
 group = {"group.id": steps.replace(".steps.", ".worker."), "partition.assignment.strategy": "cooperative-sticky"}
-offsets = {"enable.auto.commit": False, "auto.offset.reset": "earliest"}
-consumer = Consumer({"bootstrap.servers": servers, "session.timeout.ms": 6000, **group, **offsets})
+how = {"enable.auto.commit": False, "auto.offset.reset": "earliest", "session.timeout.ms": 6000}
+consumer = Consumer({"bootstrap.servers": servers, **group, **how})
 consumer.subscribe([steps])
+count = len(producer.list_topics(steps).topics[steps].partitions)
 handlers, pool = {"quote": quote}, ThreadPoolExecutor(1)
 while True:
-    record = consumer.poll(1)
-    if record is None or record.error():
+    if (record := consumer.poll(1)) is None or record.error():
         continue
     if not is_genuine(record):
         print("not signed by the engine:", record.partition(), record.offset(), flush=True)
         consumer.commit(record, asynchronous=False)
         continue
-    step, beat, say = json.loads(record.value()), 1.0, "step.started"
+    step, at = json.loads(record.value()), {"broker_task_id": f"{steps}/{record.partition()}/{record.offset()}"}
     print("runs", step["task_id"], flush=True)
-    running = pool.submit(lambda step: handlers[step["step"]](step), step)
+    running, beat, say = pool.submit(lambda step: handlers[step["step"]](step), step), 1.0, "step.started"
     while wait([running], beat).not_done:  # it runs long: from now on the engine watches it
         answer(record, step, say)
         beat, say = step["heartbeat_ms"] / 3000, "step.heartbeat"
     if error := running.exception():
-        wrong = {"kind": type(error).__name__, "message": str(error), "retryable": True}
-        answer(record, step, "step.failed", error=wrong)
+        wrong = {"kind": type(error).__name__ if step["step"] in handlers else "not_served", "message": str(error)}
+        answer(record, step, "step.failed", error=wrong, dispatch=step["dispatch"], partitions=count, **at)
     else:
         answer(record, step, "step.completed", output=running.result())

@@ -32,6 +32,8 @@ async function answer (record, step, type, fields) { // to the events topic besi
   await record.commit() // only now: the answer, or the step.started, is acknowledged
 }
 
+const { topics } = await consumer.metadata({ topics: [steps] })
+const partitions = topics.get(steps).partitionsCount
 const records = await consumer.consume({
   topics: [steps], mode: 'committed', fallbackMode: 'earliest', autocommit: false,
   sessionTimeout: 6000, heartbeatInterval: 2000
@@ -44,9 +46,10 @@ for await (const record of records) {
   }
   const step = JSON.parse(record.value)
   console.log('runs', step.task_id)
+  const at = { broker_task_id: `${steps}/${record.partition}/${record.offset}`, dispatch: step.dispatch, partitions }
   const running = (async () => handlers[step.step](step))().then(
     output => ['step.completed', { output }],
-    ({ name, message }) => ['step.failed', { error: { kind: name, message, retryable: true } }]
+    ({ name, message }) => ['step.failed', { error: { kind: step.step in handlers ? name : 'not_served', message }, ...at }]
   )
   let ended
   for (let beat = 1000, say = 'step.started'; !ended; beat = step.heartbeat_ms / 3, say = 'step.heartbeat') {
