@@ -11,6 +11,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from flowpilot.core.bounds.checks import TooCostly
+from flowpilot.core.bounds.expression import ExpressionBounds
 from flowpilot_schemas.codec import BadRecord
 from flowpilot_schemas.limits import MAX_WHERE
 
@@ -50,8 +52,12 @@ class Where:
             self._program = cel.compile(text)
         except (ValueError, UnicodeEncodeError) as error:
             raise ValueError(_syntax(str(error))) from None
-        _check_loops(text, self._program)
-        for literal in _PATTERN.findall(text):
+        code = _SKIPPED.sub(lambda found: '""' if found["string"] else " ", text)
+        _check_loops(code, self._program)
+        patterns = _PATTERN.findall(text)
+        begins = [(macro.end() - len(macro[2]), macro[2]) for macro in _MACRO.finditer(code)]
+        self._bounds = ExpressionBounds(code, begins, [len(literal) for literal in patterns])
+        for literal in patterns:
             try:
                 cel.evaluate(f'"".matches({literal})')
             except RuntimeError:
@@ -61,8 +67,13 @@ class Where:
     def __call__(self, data: Any, event: dict[str, Any] | None) -> bool:
         """Whether it is true. What is missing in the record does not match.
 
-        Raises `BadRecord("where_failed")` if it cannot be told: the types do not fit, or it is no boolean.
+        Raises `BadRecord("where_failed")` if it cannot be told: the types do not fit, it is no boolean, or it could
+        take too long.
         """
+        try:
+            self._bounds.check(data, event)
+        except TooCostly as costly:
+            raise BadRecord("where_failed", f"where {self._program.source!r}: {costly}") from None
         # Only what is read is converted, which is most of the work.
         given = {name: data if name == "data" else event or {} for name in self._reads}
         try:
@@ -86,8 +97,7 @@ def compiled(text: str) -> Where | str:
         return str(error)
 
 
-def _check_loops(text: str, program: cel.Program) -> None:
-    code = _SKIPPED.sub(lambda found: '""' if found["string"] else " ", text)
+def _check_loops(code: str, program: cel.Program) -> None:
     macros = _MACRO.findall(code)
     for name, _ in macros:
         if name not in _MACROS:

@@ -6,6 +6,7 @@ A workflow whose position is the cursor is live: it is served from what the grou
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,6 +18,10 @@ from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import TriggerDefinition
 from flowpilot_schemas.messages import DeadLetter, StartExecution
 from flowpilot_schemas.triggers import PositionKey, TriggerPosition
+
+LONGEST = 1.0
+"""Seconds that the records of one partition are routed before others have their turn: one that is nearly too costly
+to check takes a tenth of a second, and a member that does not poll for a minute loses its partitions."""
 
 
 @dataclass(slots=True)
@@ -88,13 +93,19 @@ class Served(NamedTuple):
 def serve(
     where: Routes, reading: Reading, workflows: Collection[str], records: Iterable[Fetched], end: int
 ) -> Served:
-    """Route records before `end` to those of the topic's readers in `workflows` that had not come so far yet."""
+    """Route records before `end` to those of the topic's readers in `workflows` that had not come so far yet.
+
+    After `LONGEST` it ends before the next record, wherever that is: `Served.end` says how far it came.
+    """
     served = Served(reading, workflows, end, [], [])
     if not workflows:
         return served
     all_of_them = len(workflows) == len(reading.readers(where))
     settled = max(reading.next[name] for name in workflows)
-    for record in records:
+    begun = time.monotonic()
+    for number, record in enumerate(records):
+        if number and time.monotonic() - begun > LONGEST:
+            return served._replace(end=record.offset)
         only = None
         if record.offset < settled or not all_of_them:
             only = {name for name in workflows if reading.next[name] <= record.offset}

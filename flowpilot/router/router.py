@@ -244,7 +244,7 @@ class Router:
         """Serve the workflows that are live with what the group delivers."""
         # A definition registered before a record was published is known before the record is routed.
         await self._refresh()
-        batch = []
+        batch, ends = [], {}
         for partition, arrived in _by_partition(records).items():
             reading = self._readings.get(partition)
             if reading is None:
@@ -254,11 +254,14 @@ class Router:
                 continue
             await self._opening.join(self._where, reading)
             live = [name for name in reading.readers(self._where) if reading.next[name] >= reading.cursor]
-            batch.append(serve(self._where, reading, live, arrived, arrived[-1].offset + 1))
+            ends[partition] = arrived[-1].offset + 1
+            batch.append(serve(self._where, reading, live, arrived, ends[partition]))
         await self._output.produce(batch)
         for served in batch:
             served.reading.cursor = served.end
             served.done()
+            if served.end < ends[served.reading.partition] and self._consumer is not None:
+                self._consumer.seek(served.reading.partition, served.end)
         self._observed.arrived(records)
         self._observed.served(batch)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flowpilot.adapters.definitions import LogDefinitions
+from flowpilot.ports.log import Record
 from flowpilot_schemas.definition import StepDefinition, TriggerDefinition, WorkflowDefinition
 from tests.unit.api_world import Api, problem
 from tests.unit.client_world import World as ClientWorld
@@ -66,6 +67,22 @@ def test_nobody_waits_for_a_record_that_is_too_costly(name: str) -> None:
         assert {letter["reason"] for letter in world.letters()} == {"validation_too_costly"}
         assert {letter["workflow"] for letter in world.letters()} == {"filtering"}
         assert sorted(start["workflow"] for start in world.starts()) == ["billing", "ledger", "ledger"]
+
+    run(test)
+
+
+def test_one_partition_does_not_keep_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowpilot.router.reading.LONGEST", -1.0)
+
+    async def test(world: World) -> None:
+        world.log.create_topic("orders", 2)
+        await world.definitions.register(workflow("billing", "orders", start="earliest"))
+        records = [Record("orders", None, str(n).encode(), partition=n % 2) for n in range(40)]
+        await world.log.producer().send(records)
+        async with world.running():
+            await until(lambda: len(world.starts()) >= 40)
+        assert sorted(start["input"] for start in world.starts()) == list(range(40))
+        assert world.polled["orders"] > 40  # what was left came again
 
     run(test)
 

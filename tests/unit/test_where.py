@@ -103,3 +103,40 @@ def test_the_examples_of_the_documentation_can_be_used() -> None:
     assert len(examples) == 5
     for example in examples:
         assert isinstance(compiled("".join(example)), Where), example
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *(
+            "data.l.all(x, data.l == data.l)",
+            "data.l.exists(x, x in data.l && x < 0)",
+            'data.l.all(x, data["l"] != [])',
+        ),
+        *("data.l.all(x, data.s + data.s != '')", "data.l.all(x, data.s.contains('b' + data.s) || true)"),
+        *("(data.l + data.l).all(x, size(data.s) > 0)", "data.l.all(x, [x] != data.l)"),
+        'data.t.exists(x, x.matches("[ab]*a[ab]{200}x"))',
+        " && ".join(["data.l == data.l"] * 40),
+        "[data].all(x, " + " && ".join(["x == x"] * 80) + ")",
+    ],
+)
+def test_a_loop_over_what_is_large_is_refused_beforehand(where: str) -> None:
+    data = {"l": list(range(30_000)), "s": "a" * 100_000, "t": ["ab" * 5] * 10_000, "limit": 3}
+    begun = time.monotonic()
+    with pytest.raises(BadRecord, match="too long on a record of this size"):
+        Where(where)(data, None)
+    assert time.monotonic() - begun < 2
+    small = {"l": [1, 2, 3], "s": "a", "t": ["ab"], "limit": 3}
+    assert Where(where)(small, None) in (True, False)
+
+
+def test_an_ordinary_loop_over_a_large_record_is_evaluated() -> None:
+    data = {"items": [{"sku": f"A-{i}", "n": i} for i in range(4_000)], "limit": 4_000}
+    assert Where("data.items.all(item, item.n < data.limit)")(data, None)
+    assert Where('data.items.exists(item, item.sku.matches("^A-39+$"))')(data, None)
+
+
+def test_a_pattern_of_the_records_is_not_compiled_in_a_loop() -> None:
+    with pytest.raises(ValueError, match="other patterns take long"):
+        Where("data.l.exists(x, x.matches(data.p))")
+    assert Where("data.s.matches(data.p)")({"s": "aa", "p": "^a+$"}, None)

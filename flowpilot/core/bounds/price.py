@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flowpilot.core.bounds.checks import CHARACTERS, MAX_OPERATIONS, Check, TooCostly
 
-_Pairs = list[tuple[int, Any]]
+_Pairs = list[tuple[int, Any, bool]]
 _SENTENCE = (
     f"checking it could take more than {MAX_OPERATIONS:,} operations, because unions that contain one another are "
     "tried at every level, or a pattern on a long text"
 )
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A pair whose price is being summed: what is still to be added, and what was."""
+
+    key: tuple[int, int]
+    open_pairs: _Pairs
+    total: int
+    most: int = 0
 
 
 class Pricing:
@@ -26,32 +37,41 @@ class Pricing:
         self._steps = 0
 
     def of(self, root: Any) -> int:
+        """It; raises `TooCostly` as soon as what was found so far is too much."""
         prices = self._prices
-        open_pairs: list[tuple[int, Any, tuple[_Pairs, _Pairs] | None]] = [(0, root, None)]
-        while open_pairs:
-            number, value, pairs = open_pairs.pop()
-            key = (number, id(value))
-            if pairs is None:
-                if key in prices:
-                    continue
-                pairs = self._applied(self._checks[number], value)
-                self._count(1 + len(pairs[0]) + len(pairs[1]))
-                open_pairs.append((number, value, pairs))
-                for some in pairs:
-                    open_pairs.extend((to, part, None) for to, part in some if (to, id(part)) not in prices)
+        frames = [self._frame(0, root)]
+        while True:
+            frame = frames[-1]
+            if not frame.open_pairs:
+                if frame.total + frame.most > MAX_OPERATIONS:
+                    raise TooCostly(_SENTENCE)
+                prices[frame.key] = frame.total + frame.most
+                frames.pop()
+                if not frames:
+                    return prices[frame.key]
                 continue
-            every, one_of = pairs
-            total = self._own(self._checks[number], value)
-            total += sum(prices[to, id(part)] for to, part in every)
-            total += max((prices[to, id(part)] for to, part in one_of), default=0)
-            if total > MAX_OPERATIONS:
-                raise TooCostly(_SENTENCE)
-            prices[key] = total
-        return prices[0, id(root)]
+            number, part, is_one_of = frame.open_pairs[-1]
+            price = prices.get((number, id(part)))
+            if price is None:
+                frames.append(self._frame(number, part))
+                continue
+            frame.open_pairs.pop()
+            if is_one_of:
+                frame.most = max(frame.most, price)
+            else:
+                frame.total += price
+                if frame.total > MAX_OPERATIONS:
+                    raise TooCostly(_SENTENCE)
+
+    def _frame(self, number: int, value: Any) -> _Frame:
+        check = self._checks[number]
+        open_pairs = self._applied(check, value)
+        self._count(1 + len(open_pairs))
+        return _Frame((number, id(value)), open_pairs, self._own(check, value))
 
     def _count(self, steps: int) -> None:
         self._steps += steps
-        if self._steps > 2 * MAX_OPERATIONS:
+        if self._steps > MAX_OPERATIONS:
             raise TooCostly(_SENTENCE)
 
     def _own(self, check: Check, value: Any) -> int:
@@ -76,32 +96,36 @@ class Pricing:
             elif isinstance(value, dict):
                 size += sum(len(name) for name in value)
                 open_values.extend(value.values())
-                self._count(len(value))
+                self._count(len(value) // 8)
             elif isinstance(value, list | tuple):
                 open_values.extend(value)
-                self._count(len(value))
+                self._count(len(value) // 8)
         self._sizes[id(root)] = size
         return size
 
-    def _applied(self, check: Check, value: Any) -> tuple[_Pairs, _Pairs]:
-        """What `check` applies to `value` and its parts: all of the first, and one of the second."""
-        every: _Pairs = [(to, value) for to in check.same]
+    def _applied(self, check: Check, value: Any) -> _Pairs:
+        """What `check` applies to `value` and its parts; True: one of these only."""
+        found: _Pairs = [(to, value, True) for to in check.one_of]
+        found += [(to, value, False) for to in check.same]
         if isinstance(value, dict):
-            keys, rest, others = check.keys, check.rest, check.every
-            if keys or rest or others or check.names:
+            keys, rest, every = check.keys, check.rest, check.every
+            if keys or rest or every or check.names:
                 for name, part in value.items():
-                    every += [(to, part) for to in keys.get(name, rest)]
-                    every += [(to, part) for to in others]
-                    every += [(to, name) for to in check.names]
+                    found += [(to, part, False) for to in keys.get(name, rest)]
+                    found += [(to, part, False) for to in every]
+                    found += [(to, name, False) for to in check.names]
         elif isinstance(value, list | tuple):
-            if check.prefix or check.tail or check.each:
-                prefix = check.prefix
+            prefix = check.prefix
+            if prefix or check.tail or check.each:
                 for place, part in enumerate(value):
-                    every += [(to, part) for to in check.each]
-                    every += [(prefix[place], part)] if place < len(prefix) else [(to, part) for to in check.tail]
+                    found += [(to, part, False) for to in check.each]
+                    if place < len(prefix):
+                        found.append((prefix[place], part, False))
+                    else:
+                        found += [(to, part, False) for to in check.tail]
         elif check.parsed and isinstance(value, str):
-            every += [(to, self._parsed(value)) for to in check.parsed]
-        return every, [(to, value) for to in check.one_of]
+            found += [(to, self._parsed(value), False) for to in check.parsed]
+        return found
 
     def _parsed(self, text: str) -> Any:
         if id(text) not in self._in_texts:
