@@ -5,7 +5,6 @@ that runs in this directory has written to `.flowpilot/dev.env`, then these defa
 from __future__ import annotations
 
 import os
-import re
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from flowpilot.core.errors import FlowPilotError
+from flowpilot.masking import MASK, mask_address, mask_properties
 from flowpilot_schemas.limits import Limits
 from flowpilot_schemas.mac import LEAST_SECRET, StepSecrets
 from flowpilot_schemas.members import LONGEST_SESSION_MS
@@ -117,6 +117,9 @@ class Settings(BaseSettings):
         description="where the HTTP API listens; anything but this machine needs `FLOWPILOT_API_TOKENS`",
     )
     api_port: int = Field(default=8080, ge=0, le=65_535, description="its port; 0: any that is free")
+    api_connections: int = Field(
+        default=1_000, ge=1, le=100_000, description="connections that the HTTP API serves at once"
+    )
     api_tokens: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default={},
         description="who may use the HTTP API: `name=token` separated by commas; the audit record has the name",
@@ -292,17 +295,14 @@ def _read(state: DevState) -> Settings:
         raise SettingsError(f"{name} cannot be used: {first['msg']}") from None
 
 
-_SECRET_PROPERTY = re.compile(r"password|secret|token|\.key\b|jaas", re.IGNORECASE)
-
-
 def _shown(name: str, value: Any) -> Any:
     """The value without what opens a door: an address's password, the secrets among librdkafka's properties."""
     if isinstance(value, SecretStr):
-        return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", value.get_secret_value())
+        return mask_address(value.get_secret_value())
     if name == "api_tokens":
-        return dict.fromkeys(value, "***")
+        return dict.fromkeys(value, MASK)
     if name == "step_secret":
-        return ",".join("***" for _ in value) or None
+        return ",".join(MASK for _ in value) or None
     if name == "kafka_properties":
-        return {key: "***" if _SECRET_PROPERTY.search(key) else text for key, text in value.items()}
+        return mask_properties(value)
     return value

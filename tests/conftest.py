@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -16,12 +16,24 @@ from pydantic import SecretStr
 from flowpilot.adapters.kafka.admin import KafkaAdmin
 from flowpilot.local.services import LocalServices, temporary_services
 from flowpilot.settings import Settings
+from tests import planted
 from tests.containers import docker_answers, kafka_container, postgres_container
 
 
 def pytest_configure() -> None:
     """A shell that runs the tests in the background has them ignore SIGINT, and so would all that they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Whatever a test printed, at whichever level, a planted secret in it fails the test."""
+    report = yield
+    printed = planted.printed_in(report.sections)
+    if printed and report.passed:
+        report.outcome = "failed"
+        report.longrepr = "\n".join(("secrets were printed:", *printed))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +87,7 @@ def kafka_settings(settings: Settings) -> Iterator[Settings]:
 def database_url(services: LocalServices) -> Iterator[str]:
     """The address of a fresh, empty database, dropped afterwards."""
     name = f"t{uuid.uuid4().hex[:8]}"
-    yield services.create_database(name)
+    yield planted.with_password(services.create_database(name))
     services.drop_database(name)
 
 

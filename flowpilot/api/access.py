@@ -17,6 +17,8 @@ from flowpilot.core.errors import FlowPilotError
 
 ANONYMOUS = "anonymous"
 LONGEST_NAME = 200
+# Values of Sec-Fetch-Site (W3C Fetch Metadata) of a request that a page of another origin makes.
+_ELSEWHERE = ("cross-site", "same-site")
 
 
 class OpenToAll(FlowPilotError):
@@ -49,6 +51,12 @@ def owner(token: str, tokens: Mapping[str, SecretStr]) -> str | None:
     return found
 
 
+def token_owner(request: Request, tokens: Mapping[str, SecretStr]) -> str | None:
+    """The name of the request's bearer token (RFC 6750); None if it has none of `tokens`."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return owner(token.strip(), tokens) if scheme.lower() == "bearer" else None
+
+
 def header_text(value: str) -> str:
     """What a header says: UTF-8, as every client sends it today, else Latin-1, as HTTP once meant it."""
     try:
@@ -72,8 +80,7 @@ async def caller(
     """The name under which the request is made. Raises `Refusal` if nobody may make it so."""
     tokens = backend.settings.api_tokens
     if tokens:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        name = owner(token.strip(), tokens) if scheme.lower() == "bearer" else None
+        name = token_owner(request, tokens)
         if name is None:
             remedy = "send a token of FLOWPILOT_API_TOKENS as `Authorization: Bearer TOKEN`"
             raise Refusal(401, "unauthorized", remedy, WWW_Authenticate="Bearer")
@@ -88,11 +95,14 @@ async def caller(
 
 def _refuse_strangers(request: Request) -> None:
     """Without tokens, a page in a browser on this machine could ask as well: by a name of its own that leads
-    here (its `Host` is no loopback name), or across sites (`Origin`)."""
+    here (its `Host` is no loopback name), or across sites (`Origin`; Fetch Metadata where that is left out)."""
     places = [request.headers.get("Host", "")]
     origin = request.headers.get("Origin")
     if origin is not None:
         places.append(origin.partition("://")[2])
+    elif request.method not in ("GET", "HEAD") and request.headers.get("Sec-Fetch-Site") in _ELSEWHERE:
+        sentence = "without FLOWPILOT_API_TOKENS a page of another site may not ask: set tokens"
+        raise Refusal(403, "foreign_site", sentence)
     for place in places:
         if not is_this_machine(_without_port(place)):
             raise Refusal(

@@ -8,12 +8,17 @@ from typing import Any
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 from starlette.datastructures import MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flowpilot.api import dead_letters, executions, health, problems, workflows
 from flowpilot.api.backend import Backend
 from flowpilot.api.observed import Observing
 from flowpilot.api.shapes import JSON
+
+# Bytes of an answer that is worth compressing.
+COMPRESSED_FROM = 1_024
 
 DESCRIPTION = """\
 Starts workflow executions, tells what became of them, cancels and retries them.
@@ -41,6 +46,7 @@ def create_app(backend: Backend) -> FastAPI:
         app.include_router(room.router, dependencies=guarded)
     app.include_router(health.router)
     problems.register(app)
+    app.add_middleware(GZipMiddleware, minimum_size=COMPRESSED_FROM)
     app.add_middleware(_Careful)
     if backend.observed.is_on:
         app.add_middleware(Observing, observed=backend.observed)
@@ -61,7 +67,8 @@ def create_app(backend: Backend) -> FastAPI:
 
 
 class _Careful:
-    """No answer is kept by anybody on the way, or taken for what it does not say it is."""
+    """No answer is kept by anybody on the way, or taken for what it does not say it is; and nobody on the way can
+    have read a request's length otherwise than it is read here (RFC 9112, section 6.1)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -74,4 +81,13 @@ class _Careful:
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        await self._app(scope, receive, sent)
+        names = {name for name, _ in scope.get("headers", ())}
+        if {b"content-length", b"transfer-encoding"} <= names:
+            sentence = "the request has both Content-Length and Transfer-Encoding: send one of them"
+            refused = problems.response(problems.Refusal(400, "two_lengths", sentence, Connection="close"))
+            await refused(scope, receive, sent)
+            return
+        try:
+            await self._app(scope, receive, sent)
+        except ClientDisconnect:
+            return  # nobody is there to be answered, and nothing was begun before the body was whole

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
@@ -43,6 +43,7 @@ class Backend:
         self.observed = Observed(meter)
         self.draining = asyncio.Event()
         self._database = Database(settings, application="flowpilot-api", connections=CONNECTIONS)
+        self._probes: dict[str, asyncio.Task[bool]] = {}
         self._threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="flowpilot-api")
 
     async def ask(self, question: Callable[[Database], Found]) -> Found:
@@ -52,6 +53,14 @@ class Backend:
                 return await asyncio.get_running_loop().run_in_executor(self._threads, question, self._database)
         except TimeoutError:
             raise DatabaseUnreachable(f"PostgreSQL did not answer within {ANSWER:g} s") from None
+
+    async def once(self, name: str, probe: Callable[[Backend], Coroutine[Any, Any, bool]]) -> bool:
+        """What `probe` finds; requests that come while it looks share the answer."""
+        running = self._probes.get(name)
+        if running is None:
+            running = self._probes[name] = asyncio.create_task(probe(self))
+            running.add_done_callback(lambda _: self._probes.pop(name, None))
+        return await asyncio.shield(running)
 
     async def definitions(self) -> Definitions:
         """What is registered now. Raises `LogUnavailable`."""

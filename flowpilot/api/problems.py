@@ -137,7 +137,7 @@ _REFUSED = (
 async def _on_refused(_: Request, error: Exception) -> Response:
     found = refusal(error)
     assert found is not None
-    return _response(found)
+    return response(found)
 
 
 async def _on_parameters(_: Request, error: Exception) -> Response:
@@ -146,7 +146,7 @@ async def _on_parameters(_: Request, error: Exception) -> Response:
     where, *path = (str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
     name = ".".join(path)
-    return _response(Refusal(422, "parameter_invalid", f"{where} parameter {name!r}: {message}"))
+    return response(Refusal(422, "parameter_invalid", f"{where} parameter {name!r}: {message}"))
 
 
 _SAID = {
@@ -160,16 +160,17 @@ async def _on_http(_: Request, error: Exception) -> Response:
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     found = Refusal(error.status_code, code, _SAID.get(error.status_code, str(error.detail)))
     found.headers.update(error.headers or {})
-    return _response(found)
+    return response(found)
 
 
 async def _on_defect(_: Request, error: Exception) -> Response:
     # Starlette raises it again once this is sent, and the server logs it.
     detail = f"an unexpected {type(error).__name__}: the server's log has it; please report it"
-    return _response(Refusal(500, "defect", detail))
+    return response(Refusal(500, "defect", detail))
 
 
-def _response(found: Refusal) -> Response:
+def response(found: Refusal) -> Response:
+    """The problem details of `found`."""
     problem = Problem(
         title=HTTPStatus(found.status).phrase,
         status=found.status,

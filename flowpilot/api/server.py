@@ -13,6 +13,7 @@ import uvicorn
 from flowpilot.api.access import OpenToAll, is_this_machine
 from flowpilot.api.application import create_app
 from flowpilot.api.backend import PATIENCE, Backend
+from flowpilot.api.connections import KEEP_ALIVE, connection_class
 from flowpilot.app.client import Client
 from flowpilot.app.metrics import serving_metrics
 from flowpilot.app.signals import run_until_signalled
@@ -55,7 +56,7 @@ class _Serving:
         config = uvicorn.Config(
             create_app(backend),
             loop="none",
-            http="h11",
+            http=connection_class(backend.settings.api_connections),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -63,6 +64,7 @@ class _Serving:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=GRACE,
+            timeout_keep_alive=KEEP_ALIVE,
         )
         self._server = _Server(config, lambda: on_ready(_address(listener)))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import sqlalchemy
 from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
 
-from flowpilot.adapters.postgres.engine import connect, driver_url
+from flowpilot.adapters.postgres.engine import connect, parsed_url
 from flowpilot.core.errors import FlowPilotError
 from flowpilot.settings import Settings
 
@@ -134,7 +134,7 @@ def iso(moment: datetime) -> str:
 
 def address(settings: Settings) -> str:
     """host:port/database."""
-    url = sqlalchemy.make_url(driver_url(settings.database_url.get_secret_value()))
+    url = parsed_url(settings.database_url.get_secret_value())
     return f"{url.host or 'the local socket'}:{url.port or 5432}/{url.database}"
 
 
@@ -151,7 +151,7 @@ def _create_if_missing(url: str) -> bool:
             raise
     finally:
         engine.dispose()
-    maintenance = sqlalchemy.make_url(driver_url(url)).set(database="postgres")
+    maintenance = parsed_url(url).set(database="postgres")
     server = connect(maintenance.render_as_string(hide_password=False), isolation_level="AUTOCOMMIT")
     try:
         with server.connect() as connection:

@@ -14,6 +14,11 @@ import structlog
 
 from flowpilot.settings import Settings
 
+# Locals may be anybody's input, tokens and passwords; both renderers would print them unless told not to.
+_TRACEBACKS_AS_JSON = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 # They say at DEBUG and INFO what happens a record; at WARNING what an operator can do something about.
 _CHATTY = ("aiokafka", "faust", "mode", "sqlalchemy", "alembic", "asyncio")
 
@@ -71,8 +76,10 @@ def _level(settings: Settings) -> int:
 
 def _rendering(form: str) -> list[Any]:
     if form == "json":
-        return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        return [_TRACEBACKS_AS_JSON, structlog.processors.JSONRenderer()]
+    return [
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    ]
 
 
 class _Role:

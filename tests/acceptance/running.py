@@ -28,6 +28,7 @@ from flowpilot.local.system import LocalSystem
 from flowpilot.ports.log import Fetched
 from flowpilot.settings import Settings
 from flowpilot_schemas.ids import keyed_execution_id
+from tests import planted
 from tests.conftest import delete_topics
 from tests.lines import whole_lines
 from tests.waiting import eventually
@@ -69,7 +70,7 @@ class RunningSystem(LocalSystem):
             "FLOWPILOT_ACTOR": "user:tester",
             "ACCEPTANCE_CALLS": str(self.calls_file),
         }
-        super().__init__(services, environment={**environment, **more}, cwd=folder)
+        super().__init__(services, environment={**planted.ENVIRONMENT, **environment, **more}, cwd=folder)
         self._servers: dict[str, Any] = {
             "bootstrap.servers": services.bootstrap_servers,
             "log_level": 2,  # these clients outlive the broker by a moment
@@ -93,6 +94,7 @@ class RunningSystem(LocalSystem):
         done = other.run(*arguments, check=False, timeout=PATIENCE)
         assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
+        assert planted.printed_in([("stdout", done.stdout), ("stderr", done.stderr)]) == []
         return done
 
     def cli_process(self, *arguments: str) -> Popen[str]:
@@ -117,6 +119,11 @@ class RunningSystem(LocalSystem):
         with ThreadPoolExecutor(len(roles)) as pool:
             for started in [pool.submit(self.start, *role, ready_timeout=PATIENCE) for role in roles]:
                 started.result()
+
+    def printed_secrets(self) -> list[str]:
+        """The lines of its processes' logs that have a planted secret."""
+        logs = [self.supervisor.log_path(name) for name in self.supervisor.names()]
+        return planted.printed_in([(log.name, log.read_text(errors="replace")) for log in logs if log.exists()])
 
     def restarts(self) -> dict[str, int]:
         """How often each role was started again."""
@@ -257,7 +264,7 @@ def prepared_system(
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name in Settings.model_fields:  # what a developer has set is no part of a test
             patch.delenv(f"FLOWPILOT_{name.upper()}", raising=False)
-        database = services.create_database(settings.namespace)
+        database = planted.with_password(services.create_database(settings.namespace))
         stack.callback(services.drop_database, settings.namespace)
         stack.callback(delete_topics, settings)
         own = LocalServices(
@@ -267,6 +274,7 @@ def prepared_system(
         system = RunningSystem(own, settings, folder, environment)
         stack.callback(system.close)
         yield system
+        assert system.printed_secrets() == []
 
 
 @contextmanager

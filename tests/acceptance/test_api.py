@@ -18,12 +18,13 @@ import pytest
 from flowpilot.cli.failures import Exit
 from flowpilot.local.ports import free_ports
 from flowpilot_schemas.ids import keyed_execution_id
+from tests import planted
 from tests.acceptance.running import PATIENCE, RunningSystem
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
 
-TOKENS = "ops=wKb2Qm4T,billing=Yx81LsPz"
+TOKENS = f"ops={planted.MARK}-ops,billing={planted.TOKEN}"
 START = "/workflows/shop/executions"
 
 
@@ -71,8 +72,9 @@ def test_an_executions_life_with_a_token(system: RunningSystem) -> None:
     [port] = free_ports(1)
     with api(system, FLOWPILOT_API_TOKENS=TOKENS, FLOWPILOT_METRICS_PORT=str(port)) as (_, http):
         assert http.get("/executions").status_code == http.post(START, json={"n": 3}).status_code == 401
+        assert http.get("/readyz").json() == {"status": "ok", "kafka": "ok"}
+        http.headers["Authorization"] = f"Bearer {planted.TOKEN}"
         assert http.get("/readyz").json() == {"status": "ok", "kafka": "ok", "postgres": "ok"}
-        http.headers["Authorization"] = "Bearer Yx81LsPz"
 
         key = {"Idempotency-Key": f"p-{uuid.uuid4()}"}
         traced = {**key, "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}

@@ -35,19 +35,29 @@ def driver_url(url: str) -> str:
     return re.sub(r"\Apostgres(?:ql)?://", _DRIVER, url)
 
 
+def parsed_url(url: str) -> sqlalchemy.URL:
+    """The parts of `url`. Raises `DatabaseAddressError`, which does not quote it."""
+    try:
+        address = sqlalchemy.make_url(driver_url(url))
+        is_postgres = address.get_backend_name() == "postgresql"
+    except (ArgumentError, ValueError):
+        is_postgres = False
+    if not is_postgres:
+        raise DatabaseAddressError(
+            "FLOWPILOT_DATABASE_URL cannot be used: it should look like postgresql://user@host:5432/database"
+        )
+    if url.count("@") > 1:
+        # Which one ends the password is a guess, and a wrong one makes a part of it the host, for errors to quote.
+        raise DatabaseAddressError("FLOWPILOT_DATABASE_URL has more than one @: write one in the password as %40")
+    return address
+
+
 def connect(url: str, *, application: str = "flowpilot", options: str = "", **more: Any) -> sqlalchemy.Engine:
     """An engine for `url`. Nothing is connected yet; `options` are server settings (`-c name=value`).
 
     Raises DatabaseAddressError.
     """
-    try:
-        address = sqlalchemy.make_url(driver_url(url))
-        if address.get_backend_name() != "postgresql":
-            raise ArgumentError("not PostgreSQL")
-    except (ArgumentError, ValueError):
-        raise DatabaseAddressError(
-            "FLOWPILOT_DATABASE_URL cannot be used: it should look like postgresql://user@host:5432/database"
-        ) from None
+    address = parsed_url(url)
     arguments = {**_CONNECT, "application_name": application, "options": f"-c timezone=UTC {options}".strip()}
     return sqlalchemy.create_engine(
         address,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from flowpilot.local.dev.example import example
 from flowpilot.local.dev.found import FoundWorkflow
+from flowpilot.masking import mask_address
 
 NO_WORKFLOW = "none yet; `flowpilot init` writes an example"
 
@@ -31,7 +32,7 @@ def banner(
     lines = [
         f"FlowPilot is ready after {seconds:.1f} s. Ctrl-C stops everything.",
         f"  Kafka       {servers}",
-        f"  PostgreSQL  {database}",
+        f"  PostgreSQL  {mask_address(database)}",
         f"  API         {api} ({api}/openapi.json describes it)",
         f"  data        {data}",
         f"  workflows   {named or NO_WORKFLOW}",
