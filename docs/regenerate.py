@@ -1,4 +1,4 @@
-"""The tables of settings and metrics, from the code: `python -m docs.regenerate` writes them anew."""
+"""The tables of settings, metrics and permissions, from the code: `python -m docs.regenerate` writes them anew."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from pydantic.fields import FieldInfo
 
 from flowpilot.ports.metrics import METRICS
 from flowpilot.settings import Settings
+from flowpilot_schemas.access import ROLES, grants
+from flowpilot_schemas.topics import Topics
 
 PAGE = Path(__file__).with_name("settings.md")
 METRICS_PAGE = Path(__file__).with_name("metrics.md")
+DEPLOY_PAGE = Path(__file__).with_name("deploy.md")
 # The rest of the page is written by hand.
 TABLE = ("<!-- the table: python -m docs.regenerate -->\n", "<!-- the table's end -->\n")
+
+PERMISSIONS = ("<!-- permissions -->\n", "<!-- /permissions -->\n")
 
 HEAD = """\
 # Settings
@@ -73,8 +78,31 @@ def metrics_page() -> str:
     return "".join([before, TABLE[0], head, *rows, "\n", TABLE[1], after])
 
 
+def deploy_page() -> str:
+    """The page as it is, with the table of permissions that each role needs."""
+    before, rest = DEPLOY_PAGE.read_text(encoding="utf-8").split(PERMISSIONS[0])
+    _, after = rest.split(PERMISSIONS[1])
+    found = grants(Topics(), triggers=["your topics"])
+    lines = []
+    for role, meaning in ROLES.items():
+        for number, (resource, operations) in enumerate(
+            dict.fromkeys((grant.resource, grant.operations) for grant in found if grant.role == role)
+        ):
+            names = [
+                grant.name + ("*" if grant.pattern == "prefixed" else "")
+                for grant in found
+                if (grant.role, grant.resource, grant.operations) == (role, resource, operations)
+            ]
+            shown = ", ".join(f"`{name}`" if name != "your topics" else name for name in names)
+            who = f"**{role}**: {meaning}" if number == 0 else ""
+            lines.append(f"| {who} | {', '.join(operations)} | {resource} | {shown} |\n")
+    head = "\n| role | operations | on | names |\n|---|---|---|---|\n"
+    return "".join([before, PERMISSIONS[0], head, *lines, "\n", PERMISSIONS[1], after])
+
+
 def main() -> None:
     """Write the pages."""
+    DEPLOY_PAGE.write_text(deploy_page(), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
     METRICS_PAGE.write_text(metrics_page(), encoding="utf-8")
 

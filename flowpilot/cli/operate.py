@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from flowpilot.cli.begin import begin
-from flowpilot.cli.failures import Exit
-from flowpilot.cli.output import Format, Output, record, rows, say
+from flowpilot.cli.failures import CommandFailed, Exit
+from flowpilot.cli.output import Format, Output, line, record, rows, say
 
 _group = partial(typer.Typer, no_args_is_help=True, rich_markup_mode=None)
 config = _group(name="config", help="See the settings in force.")
@@ -106,6 +106,54 @@ def apply(output: Output = Format.TABLE) -> None:
 
     outcomes = [outcome._asdict() for outcome in apply_topics(begin())]
     rows(outcomes, ("topic", "outcome"), output, empty="no topics")
+
+
+@topic.command()
+def acls(
+    role: Annotated[
+        list[str] | None, typer.Option("--role", metavar="ROLE", help="Only this role; may be repeated.")
+    ] = None,
+    trigger: Annotated[
+        list[str] | None,
+        typer.Option("--trigger-topic", metavar="TOPIC", help="A topic that workflows read; may be repeated."),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """What each role has to be allowed in Kafka, as calls of kafka-acls.sh.
+
+    \b
+    Examples:
+      flowpilot topic acls
+      flowpilot topic acls --role router --trigger-topic orders.placed
+      flowpilot topic acls -o json | jq -r '.[] | select(.role == "worker") | .name'
+
+    Without --trigger-topic the topics that the registered workflows read are asked of Kafka. Principals are named
+    after the roles: replace them by your own. Nothing is changed.
+    """
+    from flowpilot.adapters.kafka.admin import AdminError
+    from flowpilot.app.acls import as_command, declared, trigger_topics
+    from flowpilot.ports.log import LogUnavailable
+    from flowpilot_schemas.access import ROLES
+
+    settings = begin()
+    wanted = [known for known in ROLES if not role or known in role]
+    if unknown := sorted(set(role or ()) - ROLES.keys()):
+        raise CommandFailed(f"there is no role {unknown[0]!r}; the roles are {', '.join(ROLES)}")
+    topics = trigger or []
+    if not trigger:
+        try:
+            topics = trigger_topics(settings)
+        except (AdminError, LogUnavailable) as error:
+            say(f"without the topics that workflows read ({error}): name them with --trigger-topic")
+    found = declared(settings, wanted, topics)
+    if output is not Format.TABLE:
+        rows([grant._asdict() for grant in found], (), output, empty="")
+        return
+    for name in wanted:
+        line(f"# {name}: {ROLES[name]}")
+        for grant in found:
+            if grant.role == name:
+                line(as_command(grant, settings.bootstrap_servers))
 
 
 @db.command()

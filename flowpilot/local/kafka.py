@@ -70,15 +70,24 @@ class KafkaBroker:
     `tiered`: "full" lets the JVM compile with both compilers; "c1" starts faster (from a class cache, see
     `learn_classes`) and takes less memory, but stays slower under load: for a developer's machine, not for a
     benchmark. `port`: this one or none (`PortTaken`); else that of the last start if it is free, else any.
+    `properties`: further lines of server.properties, which override ours; `{host}`, `{port}`, `{cport}` and
+    `{data}` are filled in.
     """
 
     def __init__(
-        self, directory: Path | str, *, tiered: Tiered = "full", heap_mb: int = 384, port: int | None = None
+        self,
+        directory: Path | str,
+        *,
+        tiered: Tiered = "full",
+        heap_mb: int = 384,
+        port: int | None = None,
+        properties: str = "",
     ) -> None:
         self.directory = Path(directory).absolute()
         self.tiered = tiered
         self.heap_mb = heap_mb
         self._port = port
+        self._more = properties
         self.log_file = self.directory / "broker.log"
         self._data = self.directory / "data"
         self._properties = self.directory / "server.properties"
@@ -188,7 +197,7 @@ class KafkaBroker:
             LOGGING.format(file=quoteattr(str(self.log_file)), pattern=quoteattr(f"{self.log_file}.%i"))
         )
         self._properties.write_text(
-            PROPERTIES.format(host=LOOPBACK, port=port, cport=controller_port, data=self._data)
+            (PROPERTIES + self._more).format(host=LOOPBACK, port=port, cport=controller_port, data=self._data)
         )
         return port
 

@@ -110,6 +110,11 @@ class Topics:
         return f"{self.namespace}.router"
 
     @property
+    def reader_group(self) -> str:
+        """Named by consumers outside any group: librdkafka wants a name, and asks for its coordinator."""
+        return f"{self.namespace}-reader"
+
+    @property
     def audit_group(self) -> str:
         return f"{self.namespace}.audit"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from docs.regenerate import METRICS_PAGE, PAGE, metrics_page, page
+from docs.regenerate import DEPLOY_PAGE, METRICS_PAGE, PAGE, deploy_page, metrics_page, page
 from flowpilot import Workflow
 from flowpilot.cli.main import app
 from flowpilot.ports.metrics import METRICS
@@ -113,6 +113,10 @@ def test_the_table_of_settings_is_fresh() -> None:
 
 def test_the_table_of_metrics_is_fresh() -> None:
     assert METRICS_PAGE.read_text() == metrics_page(), "the metrics changed: python -m docs.regenerate"
+
+
+def test_the_table_of_permissions_is_fresh() -> None:
+    assert DEPLOY_PAGE.read_text() == deploy_page(), "the permissions changed: python -m docs.regenerate"
 
 
 def test_every_metric_that_the_page_names_is_there() -> None:

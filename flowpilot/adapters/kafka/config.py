@@ -98,7 +98,7 @@ def reader_properties(settings: Settings) -> Properties:
     """A consumer outside any group (the group id is required by librdkafka, and never used)."""
     return {
         **client_properties(settings),
-        "group.id": f"{settings.namespace}-reader",
+        "group.id": settings.topics.reader_group,
         "enable.auto.commit": False,
         "auto.offset.reset": "error",
         "enable.partition.eof": True,
