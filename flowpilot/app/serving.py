@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from flowpilot.core.serving import Registered, judge
 from flowpilot.ports.definitions import Definitions
 from flowpilot.ports.members import LiveMembers
 from flowpilot_schemas.definition import WorkflowDefinition
@@ -45,7 +46,26 @@ class Wait(NamedTuple):
 
 def serves(worker: WorkerAnnounced, needed: Needed, definitions: Definitions) -> bool:
     """Whether the worker runs the step, by the rule that workers follow."""
-    return any(each.definition == needed.definition for each in worker.definitions)
+    if any(each.definition == needed.definition for each in worker.definitions):
+        return True
+    wanted = _registered(needed, needed.definition, definitions)
+    if wanted is None:
+        return False
+    others = (
+        _registered(needed, each.definition, definitions)
+        for each in worker.definitions
+        if each.workflow == needed.workflow
+    )
+    return any(judge(served, wanted).runs for served in others if served is not None)
+
+
+def _registered(needed: Needed, definition_hash: str, definitions: Definitions) -> Registered | None:
+    """The step as that definition has it."""
+    definition = definitions.get(definition_hash)
+    if definition is None or definition.name != needed.workflow or needed.step not in definition.index:
+        return None
+    contract = definition.steps[definition.index[needed.step]].contract
+    return Registered(definition_hash, definitions.position(definition_hash), contract)
 
 
 def waits_for(needed: Needed, seen: Seen) -> Wait:

@@ -96,6 +96,13 @@ def test_version_that_nobody_serves_is_named_with_those_served() -> None:
     )
 
 
+def test_worker_of_a_later_version_serves_steps_of_equal_contract() -> None:
+    assert told(worker("w2", TWO)) == ("busy", "the worker of queue mail that serves it", None)
+    assert told(worker("w3", THREE))[0] == "not_served"  # it returns another type
+    [newer] = needed_of(TWO)
+    assert told(worker("w1", ONE), needed=newer)[0] == "not_served"  # registered after what the worker has
+
+
 def test_step_that_is_served_waits_for_its_turn() -> None:
     assert told(worker("w1", ONE)) == ("busy", "the worker of queue mail that serves it", None)
     assert told(worker("w1", ONE), worker("w2", THREE, ONE), worker("w3", THREE), others=1) == (
