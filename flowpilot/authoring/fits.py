@@ -38,6 +38,12 @@ def fits(produced: Any, wanted: Any) -> bool:
     return _collections_fit(produced, wanted) and _kinds_meet(produced, wanted)
 
 
+def is_same(produced: Any, wanted: Any) -> bool:
+    """Whether both are one type, which says what it is."""
+    produced, wanted = _plain(produced), _plain(wanted)
+    return bool(produced == wanted) and not _is_open(produced)
+
+
 def _plain(annotation: Any) -> Any:
     """Without Annotated, NewType and type aliases; None as its type."""
     while True:

@@ -1,4 +1,4 @@
-"""A workflow's input: its JSON Schema, and a value of its type as JSON."""
+"""A workflow's input: its JSON Schema, what a record is checked against, and a value of its type as JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from flowpilot.authoring.accepted import accepted_schema
 from flowpilot.authoring.bounds import bounds_of
 from flowpilot.authoring.errors import DefinitionError, InputInvalid, first_problem
 from flowpilot.authoring.results import NotSerialisable, to_json
@@ -23,16 +24,16 @@ class WorkflowInput:
     def __init__(self, workflow: str, annotation: Any) -> None:
         self._workflow = workflow
         self._adapter = self._adapter_of(annotation)
-        self.schema = self._checkable(self._schema_of(self._adapter))
+        self.schema = self._schema_of(self._adapter)
         """None: any JSON."""
+        self.check = self._checkable(self._check_of(self._adapter))
+        """The schema of all that the type accepts, as a worker validates it; None: any JSON."""
 
     def as_json(self, value: Any) -> Any:
         """`value` (of the input's type, or what validates as it) as plain JSON values. Raises `InputInvalid`."""
+        adapter = self._adapter
         try:
-            if self._adapter is not None:
-                bounds_of(self._adapter).check_python(value)
-                value = self._adapter.validate_python(value)
-            return decode(to_json(value, self._adapter))
+            return decode(to_json(value) if adapter is None else self._readable(value, adapter))
         except TooCostly as costly:
             raise InputInvalid(f"this input of workflow {self._workflow!r}: {costly}") from None
         except ValidationError as error:
@@ -40,6 +41,27 @@ class WorkflowInput:
             raise InputInvalid(f"this is not an input of workflow {self._workflow!r}: {problem}") from None
         except NotSerialisable as error:
             raise InputInvalid(f"the input of workflow {self._workflow!r} must be JSON: {error}") from None
+
+    def _readable(self, value: Any, adapter: TypeAdapter[Any]) -> bytes:
+        """JSON that the type takes: what the type writes, else `value` as it is, if it is that already.
+
+        Aliases, computed fields and strict types make a type that does not read what it writes.
+        """
+        try:
+            bounds_of(adapter).check_python(value)
+            written = to_json(adapter.validate_python(value), adapter, round_trip=True)
+            problem = _problem(adapter, written)
+            if problem is None:
+                return written
+        except ValidationError as error:
+            problem = error
+        try:
+            given = to_json(value)
+        except NotSerialisable:
+            raise problem from None
+        if _problem(adapter, given) is not None:
+            raise problem
+        return given
 
     def _adapter_of(self, annotation: Any) -> TypeAdapter[Any] | None:
         try:
@@ -53,6 +75,15 @@ class WorkflowInput:
         except Exception as error:  # noqa: BLE001 - a schema is made by the user's types too
             problem = f"the input has no JSON Schema ({str(error).splitlines()[0]}); use plain types"
             raise DefinitionError(self._workflow, problem) from None
+
+    def _check_of(self, adapter: TypeAdapter[Any] | None) -> dict[str, Any] | None:
+        if adapter is None:
+            return None
+        accepted = accepted_schema(adapter)
+        if accepted is False:
+            problem = "the input has a type that no JSON fits; use a pydantic model, a dataclass or plain types"
+            raise DefinitionError(self._workflow, problem)
+        return {} if accepted is True else accepted
 
     def _checkable(self, schema: dict[str, Any] | None) -> dict[str, Any] | None:
         """`schema`, if the router can check records against it, which is better told here."""
@@ -76,3 +107,13 @@ def _without_look_around(part: dict[str, Any]) -> dict[str, Any]:
     if isinstance(named, dict):
         part = {**part, "patternProperties": {name: each for name, each in named.items() if is_linear(name)}}
     return part
+
+
+def _problem(adapter: TypeAdapter[Any], data: bytes) -> ValidationError | None:
+    """Why the type does not take `data`, as a worker gives it."""
+    bounds_of(adapter).check(decode(data), data)
+    try:
+        adapter.validate_json(data)
+    except ValidationError as error:
+        return error
+    return None

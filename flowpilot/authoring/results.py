@@ -18,8 +18,10 @@ class NotSerialisable(Exception):
     """The value is not JSON; the message says why."""
 
 
-def to_json(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
+def to_json(value: Any, adapter: TypeAdapter[Any] | None = None, *, round_trip: bool = False) -> bytes:
     """`value` as JSON by its annotation's `adapter`, else by what it is. Raises `NotSerialisable`.
+
+    With `round_trip` it is what the type reads again: without computed fields, and with the texts of `Json[…]`.
 
     NaN, infinities, integers beyond 64 bits, lone surrogates and deep nesting are refused.
     """
@@ -29,7 +31,7 @@ def to_json(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
         if adapter is None:
             data = pydantic_core.to_json(value, inf_nan_mode="constants", by_alias=True)
         else:
-            data = adapter.dump_json(value, by_alias=True, warnings=False)
+            data = adapter.dump_json(value, by_alias=True, warnings=False, round_trip=round_trip)
         if b"null" in data and adapter is not None and _has_nan(adapter.dump_python(value, warnings=False)):
             # Most serialisers write NaN and infinities as null, without a word.
             raise NotSerialisable("it holds NaN or an infinity")

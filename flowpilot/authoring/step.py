@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from flowpilot.authoring.accepted import accepted_schema
 from flowpilot.authoring.contract import contract_of
 from flowpilot.authoring.errors import first_problem
-from flowpilot.authoring.fits import describe, fits
+from flowpilot.authoring.fits import describe, fits, is_same
+from flowpilot.authoring.read_back import unread
 from flowpilot.authoring.results import NotSerialisable, to_json
 from flowpilot.authoring.retry import Retry
 from flowpilot.authoring.signature import Misfit, Parameter, Signature, adapter_of, element_of
@@ -90,15 +92,15 @@ class Step:
         for binding in self.bind(steps):
             if binding.source == "parent" and binding.parent in steps:
                 _check_output(binding.parameter.name, binding.parameter.annotation, steps[binding.parent])
-                binding.parameter.adapter  # noqa: B018 - raises if there is none
+                _check_reading(binding.parameter.name, binding.parameter.adapter)
             elif binding.source == "parents":
                 element = element_of(binding.parameter.annotation)
-                adapter_of(element, "the parameter 'parents'")
+                _check_reading("parents", adapter_of(element, "the parameter 'parents'"))
                 for parent in parents:
                     _check_output("parents", element, steps[parent])
             elif binding.source == "input":
                 wanted = binding.parameter.annotation
-                binding.parameter.adapter  # noqa: B018 - raises if there is none
+                _check_reading("input", binding.parameter.adapter)
                 if input_type is not None and not fits(input_type, wanted):
                     given = describe(input_type)
                     raise Misfit(
@@ -153,7 +155,10 @@ def plain_args(args: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
         try:
             if adapter is not None:
                 value = adapter.validate_python(value)
-            plain[name] = decode(to_json(value, adapter))
+            data = to_json(value, adapter, round_trip=True)
+            if adapter is not None:
+                adapter.validate_json(data)  # as the worker gives it
+            plain[name] = decode(data)
         except ValidationError as error:
             raise Misfit(f"args gives {name!r} a value that does not fit: {first_problem(error)}") from None
         except NotSerialisable as error:
@@ -167,6 +172,20 @@ def _check_output(parameter: str, wanted: Any, parent: Step) -> None:
         raise Misfit(
             f"the parameter {parameter!r} is annotated {describe(wanted)}, but step {parent.name!r} returns "
             f"{describe(given)}; annotate it {describe(given)} or take another step's output"
+        )
+    problem = unread(adapter_of(given, "the result")) if is_same(given, wanted) else None
+    if problem is not None:
+        raise Misfit(
+            f"the parameter {parameter!r} takes what step {parent.name!r} returns by way of JSON, and its type "
+            f"{describe(given)} does not read what it writes: {problem}"
+        )
+
+
+def _check_reading(parameter: str, adapter: TypeAdapter[Any]) -> None:
+    if accepted_schema(adapter) is False:
+        raise Misfit(
+            f"the parameter {parameter!r} has a type that no JSON fits; use a pydantic model, a dataclass or plain "
+            "types"
         )
 
 

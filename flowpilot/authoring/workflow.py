@@ -100,6 +100,7 @@ class Workflow:
             "description": description,
             "triggers": tuple(self._checked(trigger) for trigger in triggers),
             "input_schema": self._input.schema,
+            "input_check": self._input.check,
             "timeout_ms": None if timeout is None else self._ms("timeout", timeout),
             "dedupe_window_ms": self._ms("dedupe_window", dedupe_window),
             "retry_window_ms": self._ms("retry_window", retry_window),

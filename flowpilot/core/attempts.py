@@ -10,12 +10,19 @@ from flowpilot.core.retry import delay_ms, may_retry
 from flowpilot.core.status import StepStatus
 from flowpilot_schemas.codec import canonical
 from flowpilot_schemas.ids import TaskId
-from flowpilot_schemas.messages import StepCompleted, StepError, StepFailed, StepHeartbeat, StepStarted
+from flowpilot_schemas.messages import (
+    INPUT_INVALID,
+    StepCompleted,
+    StepError,
+    StepFailed,
+    StepHeartbeat,
+    StepStarted,
+)
 
 Answer = StepCompleted | StepFailed | StepStarted | StepHeartbeat
 
 # As bytes of JSON. Unsent decisions stand in the state, up to a batch of them.
-_MESSAGE_LIMIT = 2_000
+MESSAGE_LIMIT = 2_000
 WORKER_LIMIT = 300
 
 
@@ -71,8 +78,10 @@ def fail(draft: Draft, order: int, message: StepFailed) -> None:
     if dispatch.is_not_served(message):
         dispatch.not_served(draft, order, message)
     elif error.kind == "dispatch_failed":
-        detail = clipped(error.message, _MESSAGE_LIMIT)
+        detail = clipped(error.message, MESSAGE_LIMIT)
         draft.emit(e.DispatchFailed(draft.name(order), draft.steps[order].attempt, detail))
+        _fail_for_good(draft, order, error, message)
+    elif error.kind == INPUT_INVALID:  # no attempt would do better, whatever the report allows
         _fail_for_good(draft, order, error, message)
     elif error.kind == "timed_out":
         time_out(draft, order, "start_to_close", error, message)
@@ -127,4 +136,4 @@ def _fail_for_good(draft: Draft, order: int, error: StepError, message: Answer |
 
 
 def _shown(error: StepError) -> dict[str, str]:
-    return {"kind": error.kind, "message": clipped(error.message, _MESSAGE_LIMIT)}
+    return {"kind": error.kind, "message": clipped(error.message, MESSAGE_LIMIT)}

@@ -1,4 +1,7 @@
-"""A dead letter from a record that nobody could process: the record alone decides its bytes."""
+"""A dead letter from a record that nobody could process: the record alone decides its bytes.
+
+That of a record whose input only the workers' types refused is made from the execution's state and its stored input.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from base64 import b64encode
 from heapq import nsmallest
 from typing import Protocol
 
+from flowpilot.core.state import Execution
 from flowpilot_schemas.codec import encode
 from flowpilot_schemas.ids import is_legal_name
 from flowpilot_schemas.limits import MAX_ERROR_MESSAGE
-from flowpilot_schemas.messages import DeadLetter, RecordHeader
+from flowpilot_schemas.messages import INPUT_INVALID, DeadLetter, RecordHeader
 from flowpilot_schemas.topics import LARGE_MESSAGE
 from flowpilot_schemas.tracing import HEADER
 
@@ -19,6 +23,10 @@ WHOLE = LARGE_MESSAGE * 3 // 4 - 64 * 1024
 
 # No more of the shortest, '{"name":"","value":""},', have room.
 _MOST_HEADERS = DeadLetter.HEADERS // len('{"name":"","value":""},')
+
+
+Place = tuple[str, int]
+"""A topic and a partition."""
 
 
 class ReadRecord(Protocol):
@@ -71,6 +79,29 @@ def dead_letter(
         truncated=truncated,
         source=source,
         workflow=workflow if workflow is not None and is_legal_name(workflow) else None,
+    )
+
+
+def refused_input(state: Execution, given: bytes, detail: str, start: Place, at: int) -> DeadLetter:
+    """The dead letter of the record that began the run `state`, whose input `given` (as JSON) a worker's types
+    refused at `at` (ms). `start`: the topic and partition of the start, for a run that no trigger record began."""
+    origin = state.origin or {"topic": start[0], "partition": start[1], "offset": state.run, "timestamp": at}
+    timestamp = origin.get("timestamp")
+    truncated = len(given) > WHOLE
+    kept = given[: DeadLetter.HEAD] if truncated else given
+    return DeadLetter(
+        reason=INPUT_INVALID,
+        detail=_text(detail),
+        topic=origin["topic"],
+        partition=origin["partition"],
+        offset=origin["offset"],
+        timestamp=at if timestamp is None else timestamp,
+        value=b64encode(kept).decode(),
+        size=len(given),
+        sha256=hashlib.sha256(given).hexdigest(),
+        truncated=truncated,
+        source="worker",
+        workflow=state.workflow if is_legal_name(state.workflow) else None,
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from flowpilot.core import attempts, dispatch, ignored, lineage
 from flowpilot.core import events as e
 from flowpilot.core.attempts import Answer
-from flowpilot.core.clip import clipped_or_none
+from flowpilot.core.clip import clipped, clipped_or_none
 from flowpilot.core.decision import Decision
 from flowpilot.core.draft import Draft
 from flowpilot.core.inputs import MAX_DEPTH, is_deeper
@@ -30,6 +30,7 @@ from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import TaskId
 from flowpilot_schemas.limits import KIB, MAX_HEARTBEAT_DETAILS
 from flowpilot_schemas.messages import (
+    INPUT_INVALID,
     CancelExecution,
     StartExecution,
     StepCompleted,
@@ -132,11 +133,12 @@ def refuse_start(message: StartExecution, reason: str, detail: str, at: int, off
 
 
 def decide_again(state: Execution, message: StartExecution) -> Decision:
-    """A start of an id that is held. The very record that started it, read twice, says nothing new."""
+    """A start of an id that is held. The very record that started it, or whose input was refused, read twice, says
+    nothing new."""
     if message.retry is not None:  # the engine sends it again when it replays what it decided
         return Decision(state, [])
     origin = message.origin.model_dump() if message.origin else None
-    if origin is not None and origin == state.origin:
+    if origin is not None and (origin == state.origin or state.has_refused(origin)):
         return Decision(state, [])
     asked = content_hash(message.input)
     if asked == state.input_hash:
@@ -206,8 +208,18 @@ def _answer(definition: WorkflowDefinition, state: Execution, message: Answer, a
                 attempts.complete(draft, order, message, len(encoded))
         case StepFailed():
             attempts.fail(draft, order, message)
+            if message.error.kind == INPUT_INVALID:
+                return _input_refused(draft, message.error.message)
     decision = _end(draft)
     return decision._replace(output=output)
+
+
+def _input_refused(draft: Draft, detail: str) -> Decision:
+    """The execution's own input does not fit: no step can do anything with it, and whoever sends a better one shall
+    have the key."""
+    _cancel_open_steps(draft)
+    draft.emit(e.ExecutionFailed(_errors(draft), INPUT_INVALID, clipped(detail, attempts.MESSAGE_LIMIT)))
+    return Decision(draft.state(), draft.events)
 
 
 def _ignore(

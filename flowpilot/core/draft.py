@@ -17,6 +17,7 @@ from flowpilot.core.status import (
     check_step,
 )
 from flowpilot_schemas.definition import WorkflowDefinition
+from flowpilot_schemas.messages import INPUT_INVALID
 
 # The state of a wide workflow stays small when all of its steps fail: characters of a message, and messages.
 _ERROR_KEPT = 300
@@ -37,7 +38,7 @@ class Draft:
         self.input_size = before.input_size
         self.deadline = before.deadline
         self.forget_at = before.forget_at
-        self.refused = before.refused
+        self.refused, self.released = before.refused, before.released
         self.retries = before.retries
         self.ignored = before.ignored
         self._errors_kept: int | None = None
@@ -59,7 +60,10 @@ class Draft:
 
     def state(self) -> Execution:
         """The state as it is now. A completed execution keeps no steps: only its id has to be known."""
-        return self.before._replace(
+        before = self.before
+        if self.released and not before.released:
+            before = before.with_refused_origin()
+        return before._replace(
             steps=() if self.status is ExecutionStatus.COMPLETED else tuple(self.steps),
             open=self.open,
             status=self.status,
@@ -67,6 +71,7 @@ class Draft:
             deadline=self.deadline,
             forget_at=self.forget_at,
             refused=self.refused,
+            released=self.released,
             retries=self.retries,
             ignored=self.ignored,
         )
@@ -181,8 +186,10 @@ class Draft:
     def _completed(self, _: e.ExecutionCompleted) -> None:
         self._over(ExecutionStatus.COMPLETED, self.definition.dedupe_window_ms)
 
-    def _failed(self, _: e.ExecutionFailed) -> None:
+    def _failed(self, event: e.ExecutionFailed) -> None:
         self._over(ExecutionStatus.FAILED, self.definition.retry_window_ms)
+        # An R.n has one start alone: nobody else can begin it.
+        self.released = event.reason == INPUT_INVALID and self.before.retry is None
 
     def _cancelled(self, _: e.ExecutionCancelled) -> None:
         self._over(ExecutionStatus.CANCELLED, self.definition.retry_window_ms)

@@ -232,7 +232,8 @@ class ExecutionCompleted(NamedTuple):
 
 class ExecutionFailed(NamedTuple):
     errors: Json
-    reason: str | None
+    reason: str | None  # None: no step is open, and some failed
+    detail: str | None = None
 
 
 class ExecutionCancelled(NamedTuple):

@@ -17,8 +17,8 @@ MAX_DEPTH = 180
 
 def check_input(definition: WorkflowDefinition, value: Any, limit: int) -> None:
     """Raises `BadRecord` if `value`, as JSON, is larger than `limit` bytes (`too_large`), nested deeper than
-    `MAX_DEPTH` (`too_deep`), does not fit the definition's input schema (`input_invalid`) or would take too long
-    to check against it (`validation_too_costly`; see `flowpilot.core.bounds`).
+    `MAX_DEPTH` (`too_deep`), does not fit what the definition checks it against (`input_invalid`) or would take too
+    long to check (`validation_too_costly`; see `flowpilot.core.bounds`).
 
     `value` is plain JSON values, as `codec.decode` gives them.
     """
@@ -28,7 +28,7 @@ def check_input(definition: WorkflowDefinition, value: Any, limit: int) -> None:
         raise BadRecord("too_large", sentence)
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
         raise BadRecord("too_deep", f"the input is nested deeper than {MAX_DEPTH} levels")
-    if definition.input_schema is None:
+    if definition.input_schema is None and definition.input_check is None:
         return
     validator = _validator(_ByHash(definition))
     if isinstance(validator, TooCostly):
@@ -74,8 +74,10 @@ class _ByHash:
 @lru_cache(maxsize=1_000)
 def _validator(key: _ByHash) -> Validator | TooCostly | str:
     """The compiled validator, or why there is none."""
+    definition = key.definition
+    schema = definition.input_schema or {} if definition.input_check is None else definition.input_check
     try:
-        return Validator(key.definition.input_schema or {})
+        return Validator(schema)
     except TooCostly as costly:
         return costly
     except ValueError as error:

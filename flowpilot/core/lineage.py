@@ -70,7 +70,10 @@ def is_marker(state: Execution) -> bool:
 
 
 def inherited(before: Execution | None, decision: Decision) -> Decision:
-    """A new run of a root that has retries: they are still those of its id."""
+    """A new run of a root that has retries: they are still those of its id. So are the records whose input was
+    refused."""
+    if before is not None and before.refused_origins:
+        decision = decision._replace(state=decision.state._replace(refused_origins=before.refused_origins))
     if before is None or not before.retries:
         return decision
     state, until = decision.state, decision.state.forget_at
@@ -201,6 +204,8 @@ def forget(state: Execution) -> Execution:
         ignored=(),
         key=None,
         origin=None,
+        released=False,
+        refused_origins=(),
         retries=(),
         last_retry=0,
     )

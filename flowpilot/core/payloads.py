@@ -70,8 +70,8 @@ def result_of(state: Execution, payloads: Payloads, definition: WorkflowDefiniti
 
 def may_lack_payloads(state: Execution) -> bool:
     """Whether what the run's messages need may have been removed, since all of them were sent: also what a
-    retry that has ended shared with others."""
-    return is_over(state) or (state.retry is not None and state.status in TERMINAL_EXECUTION)
+    retry that has ended shared with others, and what a run had whose key another has taken."""
+    return is_over(state) or state.released or (state.retry is not None and state.status in TERMINAL_EXECUTION)
 
 
 def is_over(state: Execution) -> bool:

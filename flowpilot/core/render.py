@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 import orjson
 
 from flowpilot.core import events as e
+from flowpilot.core.dead_letters import refused_input
 from flowpilot.core.notices import Outgoing, answer, retry_ended, tell_retry
 from flowpilot.core.payloads import Payloads, input_of, output_of, result_of
 from flowpilot.core.state import Execution, OutboxEntry
+from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import StepDefinition, WorkflowDefinition
 from flowpilot_schemas.history import HEADER_HASH, HEADER_PREV, chain, iso
 from flowpilot_schemas.ids import TaskId, root_id
 from flowpilot_schemas.messages import (
+    INPUT_INVALID,
     Cancelled,
     ExecutionEnded,
     RetryForget,
@@ -146,6 +149,8 @@ class _Run:
                 return [self._control(cancelled), *self._over("cancelled", reason=event.reason)]
             case e.ExecutionFailed():
                 over = [self._control(Cancelled(execution=state.id, run=state.run))] if event.reason else []
+                if event.reason == INPUT_INVALID:
+                    over.append(self._input_refused(event))
                 return [*over, *self._over("failed", errors=event.errors, reason=event.reason)]
             case e.ExecutionCompleted():
                 output = result_of(state, self._payloads, self.definition)
@@ -242,6 +247,12 @@ class _Run:
         """A record to this very partition of the events topic."""
         topic, partition = self._home
         return Outgoing("event", root_id(self.state.id), orjson.dumps(message), topic=topic, partition=partition)
+
+    def _input_refused(self, event: e.ExecutionFailed) -> Outgoing:
+        """The dead letter of the record that the run came from."""
+        given = input_of(self.state, self._payloads)
+        letter = refused_input(self.state, given, event.detail or "", self._home, self._at)
+        return Outgoing("dead_letter", self.state.id, encode_message(letter), partition=self._home.partition)
 
     def _control(self, message: Cancelled | Superseded) -> Outgoing:
         return Outgoing("control", self.state.id, message.model_dump_json().encode(), partition=0)

@@ -5,6 +5,7 @@ Outputs and inputs are not in it: they lie under keys of their own, written once
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -16,6 +17,8 @@ from flowpilot_schemas.limits import Limits
 from flowpilot_schemas.topics import HOUR
 
 REFUSAL_KEPT_MS = HOUR
+# An older one that is read again begins a run that is refused again, with the same dead letter.
+_REFUSED_ORIGINS_KEPT = 20
 
 _CODES = list(StepStatus)
 _CODE_OF = {status: code for code, status in enumerate(_CODES)}
@@ -106,6 +109,10 @@ class Execution(NamedTuple):
     deadline: int | None = None
     forget_at: int | None = None
     refused: bool = False
+    # Failed because its input does not fit the type: the next start of the id begins a new run.
+    released: bool = False
+    # The trigger records whose input was refused so, [topic id, partition, offset] each: read again, they begin none.
+    refused_origins: Any = ()
     forgotten: bool = False
     seq: int = 0
     head: bytes = GENESIS
@@ -128,6 +135,21 @@ class Execution(NamedTuple):
         if self.deadline is not None:
             times.append(self.deadline)
         return min(times, default=None)
+
+    def has_refused(self, origin: Mapping[str, Any] | None) -> bool:
+        """Whether the input of the trigger record at `origin` was refused under this id."""
+        return origin is not None and _place(origin) in map(tuple, self.refused_origins)
+
+    def with_refused_origin(self) -> Execution:
+        """Its own trigger record, if it has one, among those whose input was refused."""
+        if self.origin is None:
+            return self
+        refused = [*self.refused_origins, list(_place(self.origin))]
+        return self._replace(refused_origins=refused[-_REFUSED_ORIGINS_KEPT:])
+
+
+def _place(origin: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (origin["topic_id"], origin["partition"], origin["offset"])
 
 
 _STEP_DEFAULTS = list(StepState())
@@ -182,6 +204,8 @@ _OPTIONAL: dict[str, Any] = {
     "deadline": None,
     "forget_at": None,
     "refused": False,
+    "released": False,
+    "refused_origins": (),
     "forgotten": False,
     "retry": None,
     "last_retry": 0,

@@ -128,7 +128,9 @@ class Fold:
         execution = execution_of(message)
         state = self._overlay.state(execution) if execution else None
         decision = None
-        if state is not None and not (state.forgotten or state.refused):
+        is_start = isinstance(message, m.StartExecution)
+        gives_way = state is not None and state.released and is_start and not holds(state, message)
+        if state is not None and not (state.forgotten or state.refused or gives_way):
             decision = decide.fault(state, detail) if record.offset > state.src else None
         elif isinstance(message, m.StartExecution) and (state is None or record.offset > state.src):
             reason = detail[:_DETAIL_KEPT]
@@ -138,7 +140,8 @@ class Fold:
             self.outputs.dead_letter(record, _FAULT, detail)
             return
         self._fault_letter(record, decision.events)
-        self._commit(record, state, decision, begins=state is None or state.forgotten or state.refused)
+        begins = state is None or state.forgotten or state.refused or gives_way
+        self._commit(record, state, decision, begins=begins)
 
     def _fault_letter(self, record: Fetched, events: Sequence[CoreEvent]) -> None:
         """The dead letter of a defect, if that is what `events` tell: the same however often it is sent."""

@@ -33,6 +33,7 @@ class Outputs:
             "control": topics.control,
             "reply": topics.replies,
             "event": topics.events,
+            "dead_letter": topics.dead_letters,
         }
 
     def send(self, messages: Sequence[Outgoing]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from flowpilot.core import decide, lineage, refusals
 from flowpilot.core.decision import Decision
@@ -19,9 +20,18 @@ Known = Callable[[str], WorkflowDefinition | None]
 
 
 def holds(state: Execution, message: m.StartExecution) -> bool:
-    """Whether `state` holds the id against `message`. One that was forgotten, or never began, gives way; but a
-    retry has one start alone, and its copies are that one."""
-    return not (state.forgotten or (state.refused and message.retry is None))
+    """Whether `state` holds the id against `message`. One that was forgotten, never began, or whose input was
+    refused gives way; but a retry has one start alone, and its copies are that one, and so is a trigger record whose
+    input was refused."""
+    if state.forgotten:
+        return False
+    if message.retry is not None:
+        return True
+    return not (state.refused or state.released) or state.has_refused(_origin_of(message))
+
+
+def _origin_of(message: m.StartExecution) -> dict[str, Any] | None:
+    return message.origin.model_dump() if message.origin is not None else None
 
 
 def begin(record: Fetched, message: m.StartExecution, overlay: Overlay, known: Known) -> Decision:

@@ -198,7 +198,13 @@ def _start(
         limits=where.limits,
         key=key,
         input=arrived.data,
-        origin=Origin(topic=record.topic, topic_id=topic_id, partition=record.partition, offset=record.offset),
+        origin=Origin(
+            topic=record.topic,
+            topic_id=topic_id,
+            partition=record.partition,
+            offset=record.offset,
+            timestamp=record.timestamp,
+        ),
         created_by=created_by or f"trigger:{record.topic}",
         traceparent=trace,
     )

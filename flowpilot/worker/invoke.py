@@ -18,7 +18,7 @@ from flowpilot.core.bounds.checks import TooCostly
 from flowpilot.worker.handlers import Handler, Value
 from flowpilot_schemas.codec import encode
 from flowpilot_schemas.limits import MAX_ERROR_MESSAGE
-from flowpilot_schemas.messages import RESERVED_KINDS, StepError, StepReady
+from flowpilot_schemas.messages import INPUT_INVALID, RESERVED_KINDS, StepError, StepReady
 
 Outcome = bytes | StepError
 _MISSING = object()
@@ -102,7 +102,8 @@ def _arguments(handler: Handler, message: StepReady, context: StepContext | None
     arguments: dict[str, Any] = {}
     if handler.context is not None:
         arguments[handler.context] = context
-    for value in handler.values:
+    # The execution's own input first: if that does not fit, nothing else matters.
+    for value in sorted(handler.values, key=lambda value: value.source != "input"):
         try:
             found = _given(value, message)
             if found is not _MISSING:
@@ -146,7 +147,7 @@ def _misfit(handler: Handler, message: StepReady, value: Value, problem: str) ->
         value.source, f"the output of {value.parent!r}"
     )
     return _Refused(
-        "input_invalid",
+        INPUT_INVALID if value.source == "input" else "arguments_invalid",
         f"{what}, made by version {message.version!r} of workflow {message.workflow!r}, does not fit step "
         f"{message.step!r} of version {handler.version!r}, which this worker has: {problem}",
     )

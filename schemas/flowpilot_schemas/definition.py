@@ -116,13 +116,18 @@ class TriggerDefinition(_Frozen):
 
 
 class WorkflowDefinition(_Frozen):
-    """A workflow version: what an execution is pinned to. Times are in ms."""
+    """A workflow version: what an execution is pinned to. Times are in ms.
+
+    `input_schema` describes the input, for people and forms. `input_check` is the JSON Schema that an input has to
+    fit before it starts anything, where the type takes more than its description says; None: `input_schema` is.
+    """
 
     v: Literal[1] = 1
     name: str
     version: str = Field(min_length=1, max_length=_LONGEST_VERSION)
     description: str = ""
     input_schema: dict[str, Any] | None = None
+    input_check: dict[str, Any] | None = None
     triggers: tuple[TriggerDefinition, ...] = ()
     steps: tuple[StepDefinition, ...] = Field(min_length=1, max_length=MAX_STEPS)
     timeout_ms: int | None = Field(default=None, ge=1, le=365 * DAY)

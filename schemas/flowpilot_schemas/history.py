@@ -45,7 +45,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "CancelIgnored": ("actor", "reason"),
     "RetryRefused": ("of", "actor", "reason", "request", "refusal", "detail", "running?"),
     "ExecutionCompleted": ("output?", "output_omitted?"),
-    "ExecutionFailed": ("errors", "reason?"),
+    "ExecutionFailed": ("errors", "reason?", "detail?"),
     "ExecutionCancelled": ("actor", "reason"),
     "ExecutionIncident": ("detail",),
 }  # fmt: skip

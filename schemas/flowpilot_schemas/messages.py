@@ -122,6 +122,8 @@ class StepError(BaseModel):
 
 NOT_SERVED = "not_served"
 """The kind with which a worker reports a step that it does not run: it is sent to another partition."""
+INPUT_INVALID = "input_invalid"
+"""The execution's own input does not fit the type of a step's parameter: it fails as a whole, whoever reports it."""
 
 RESERVED_KINDS = frozenset(
     {
@@ -129,7 +131,8 @@ RESERVED_KINDS = frozenset(
         NOT_SERVED,
         "result_too_large",
         "result_not_serialisable",
-        "input_invalid",
+        INPUT_INVALID,
+        "arguments_invalid",
         "input_too_large",
         "worker_lost",
         "dispatch_failed",
@@ -295,6 +298,10 @@ class RetryAnswered(Message):
 
 class DeadLetter(Message):
     """A record nobody could process. Its bytes are base64; above the size limit only the first 64 KiB.
+
+    From the source `worker`, whose handlers' types refused an execution's input, `value` is that input as JSON, and
+    `size` and `sha256` are those of it: key, headers and the record's own bytes are not kept. Where no trigger
+    record started the execution, the place is that of its start on the events topic.
 
     `headers` are the record's, in its order; those beyond 16 KiB are only counted, the largest first.
     """

@@ -29,7 +29,7 @@ class Untyped(Message):
 
 
 class Origin(BaseModel):
-    """The trigger record an execution comes from."""
+    """The trigger record an execution comes from; `timestamp` is the record's own, in ms."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -37,6 +37,7 @@ class Origin(BaseModel):
     topic_id: Text
     partition: Partition
     offset: Offset
+    timestamp: int | None = None
 
 
 class RecordHeader(BaseModel):

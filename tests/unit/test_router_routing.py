@@ -90,7 +90,8 @@ def test_a_keyed_record_starts_the_execution_of_its_key() -> None:
     assert start.limits == LIMITS
     assert start.created_by == "trigger:patients"
     assert start.origin is not None
-    assert start.origin.model_dump() == {"topic": "patients", "topic_id": "topic-id", "partition": 2, "offset": 7}
+    place = {"topic": "patients", "topic_id": "topic-id", "partition": 2, "offset": 7}
+    assert start.origin.model_dump() == {**place, "timestamp": 1_700_000_000_000}
 
 
 def test_without_unique_by_every_record_is_its_own_execution() -> None:

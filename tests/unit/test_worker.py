@@ -217,7 +217,7 @@ def test_an_input_that_does_not_fit_names_both_versions() -> None:
             assert "patient_id" in error["message"]
             missing = rig.ready("greet", version="1")  # that version did not send what this one takes
             answer = await eventually_async(lambda: rig.answer(missing, "failed"))
-            assert answer["error"]["kind"] == "input_invalid"
+            assert answer["error"]["kind"] == "arguments_invalid"
 
     run(scenario())
 
