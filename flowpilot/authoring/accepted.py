@@ -1,11 +1,11 @@
 """The JSON that a type accepts, as a JSON Schema: everything its validation takes, and as little else as is safe.
 
-pydantic's own JSON Schema describes a type; it is not what validation does. Lax mode takes `"3"` for an int, an alias
-may have several names, a set takes an array with repetitions, and a validator of the user's takes anything. A check
-by that schema would refuse what the type accepts. So this schema is derived from what pydantic validates by
-(`TypeAdapter.core_schema`), read in lax JSON mode. Its law, held by `tests/property/test_accepted.py`: what
-`validate_json` takes, it takes. Whatever the user's code decides, or is not known here, is `true`; what it takes too
-much is refused by the worker, which validates by the type.
+pydantic's own JSON Schema describes a type, and validation takes more: lax mode takes `"3"` for an int, an alias may
+have several names, a set takes an array with repetitions, and a validator of the user's may take anything. A check by
+that schema would refuse what the type accepts. This schema is therefore derived from the core schema that pydantic
+validates by (`TypeAdapter.core_schema`), read in lax JSON mode. Its law, held by `tests/property/test_accepted.py`:
+what `validate_json` takes, the schema takes. What the user's code decides, or what is not known here, becomes `true`.
+The worker, which validates by the type, refuses what the schema takes beyond that.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A dead letter from a record that nobody could process: the record alone decides its bytes.
 
-That of a record whose input only the workers' types refused is made from the execution's state and its stored input.
+The dead letter of a record whose input only a worker's type refused is made from the execution's state and input.
 """
 
 from __future__ import annotations
@@ -87,8 +87,6 @@ def refused_input(state: Execution, given: bytes, detail: str, start: Place, at:
     refused at `at` (ms). `start`: the topic and partition of the start, for a run that no trigger record began."""
     origin = state.origin or {"topic": start[0], "partition": start[1], "offset": state.run, "timestamp": at}
     timestamp = origin.get("timestamp")
-    truncated = len(given) > WHOLE
-    kept = given[: DeadLetter.HEAD] if truncated else given
     return DeadLetter(
         reason=INPUT_INVALID,
         detail=_text(detail),
@@ -96,10 +94,9 @@ def refused_input(state: Execution, given: bytes, detail: str, start: Place, at:
         partition=origin["partition"],
         offset=origin["offset"],
         timestamp=at if timestamp is None else timestamp,
-        value=b64encode(kept).decode(),
+        value=b64encode(given).decode(),  # no input is larger than a quarter of what the topic takes
         size=len(given),
         sha256=hashlib.sha256(given).hexdigest(),
-        truncated=truncated,
         source="worker",
         workflow=state.workflow if is_legal_name(state.workflow) else None,
     )

@@ -15,7 +15,10 @@ from flowpilot_schemas.topics import DAY, HOUR
 
 
 class Outgoing(NamedTuple):
-    """A message to be sent. `kind` is history, step, control, reply, event or dead_letter; `queue` belongs to a step message."""
+    """A message to be sent. `kind` is history, step, control, reply, event or dead_letter.
+
+    `queue` belongs to a step message.
+    """
 
     kind: str
     key: str

@@ -109,9 +109,9 @@ class Execution(NamedTuple):
     deadline: int | None = None
     forget_at: int | None = None
     refused: bool = False
-    # Failed because its input does not fit the type: the next start of the id begins a new run.
+    # Failed because its input does not fit a handler's type: the next start of the id begins a new run.
     released: bool = False
-    # The trigger records whose input was refused so, [topic id, partition, offset] each: read again, they begin none.
+    # Trigger records whose input was refused so, [topic id, partition, offset] each: read again, they begin no run.
     refused_origins: Any = ()
     forgotten: bool = False
     seq: int = 0

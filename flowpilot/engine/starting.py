@@ -20,9 +20,11 @@ Known = Callable[[str], WorkflowDefinition | None]
 
 
 def holds(state: Execution, message: m.StartExecution) -> bool:
-    """Whether `state` holds the id against `message`. One that was forgotten, never began, or whose input was
-    refused gives way; but a retry has one start alone, and its copies are that one, and so is a trigger record whose
-    input was refused."""
+    """Whether `state` holds the id against `message`.
+
+    An execution that was forgotten, that never began, or whose input a worker refused, gives way to a new run. Two
+    starts begin none: a copy of a retry's only start, and a trigger record whose input was refused, read again.
+    """
     if state.forgotten:
         return False
     if message.retry is not None:

@@ -13,7 +13,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required
 
 from hypothesis import strategies as st
 from pydantic import (
@@ -43,7 +43,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import core_schema
-from typing_extensions import NotRequired, Required, TypedDict
+from typing_extensions import TypedDict
 
 
 class Made(NamedTuple):
@@ -122,14 +122,14 @@ class Tree(BaseModel):
 
 KEYS = ("a", "b", "c", "d", "e")
 numbers = (
-    st.sampled_from([0, 1, -1, 2, 3, 1.0, 0.0, -0.0, 2.5, 1e300, -1e19, 2**53 + 1, 2**63 - 1, 1_700_000_000, 5e-324])
+    st.sampled_from([0, 1, -1, 2, 3, 1.0, 0.0, -0.0, 2.5, 1e300, -1e19, 2**53 + 1, 2**63 - 1, 1_700_000_000])
     | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
 )
 texts = (
     st.sampled_from(
         [
-            *("", " ", "a", "A", "ab", "abcdef", " abcdef ", "1", " 1 ", "1.0", "1_0", "+1", "-3", "٣", "1e3", "1e400"),
+            *("", " ", "a", "A", "ab", "abcdef", " abcdef ", "1", " 1 ", "1.0", "1_0", "+1", "-3", "٣", "1e3"),
             *("true", "no", "null", "inf", "nan", "2020-01-01", "2020-01-01T00:00:00Z", "12:30", "P1D", "1/2", "İ"),
             *("127.0.0.1", "http://a.b/", "[1]", '{"a": 1}', '"a"', "1+2j", "00000000-0000-0000-0000-000000000001"),
             *("x" * 50, "9" * 30, "ß", "a\n", "٣٣"),
@@ -166,7 +166,9 @@ _bound = st.sampled_from([None, 0, 1, 2, 2.5, -1, 2**53, 2**53 + 1, 2**60])
 @st.composite
 def _numeric(draw: st.DrawFn) -> Made:
     kind = draw(st.sampled_from([int, float, decimal.Decimal]))
-    limits = {name: draw(_bound) for name in draw(st.sets(st.sampled_from(["ge", "gt", "le", "lt"]), max_size=2))}
+    bounds = st.sampled_from(["ge", "gt", "le", "lt"])
+    bound = _bound.filter(lambda bound: kind is not int or bound != 2.5)
+    limits: Any = {name: draw(bound) for name in draw(st.sets(bounds, max_size=2))}
     multiple = draw(st.sampled_from([None, None, 2]))
     strict = draw(st.sampled_from([None, None, True, False]))
     return Made(Annotated[kind, Field(multiple_of=multiple, strict=strict, **limits)], numbers | texts)
@@ -174,7 +176,8 @@ def _numeric(draw: st.DrawFn) -> Made:
 
 @st.composite
 def _texts(draw: st.DrawFn) -> Made:
-    flags = {name: draw(st.sampled_from([None, None, True])) for name in ("strip_whitespace", "to_upper", "to_lower")}
+    options = ("strip_whitespace", "to_upper", "to_lower")
+    flags: Any = {name: draw(st.sampled_from([None, None, True])) for name in options}
     pattern = draw(st.sampled_from([None, None, r"^\d+$", re.compile("^A"), re.compile(r"a$"), r"^\w+$"]))
     least, most = draw(st.sampled_from([None, 1, 2])), draw(st.sampled_from([None, 2, 3]))
     strict = draw(st.sampled_from([None, None, True]))
@@ -256,8 +259,8 @@ def _containers(inner: st.SearchStrategy[Made]) -> st.SearchStrategy[Made]:
             st.sampled_from(
                 [
                     *(BeforeValidator(_keep), AfterValidator(_keep), WrapValidator(_wrap), PlainValidator(_keep)),
-                    *(Field(strict=True), WithJsonSchema({"type": "null"}), Field(json_schema_extra={"type": "null"})),
-                    SkipValidation(),
+                    *(Field(strict=True), Field(json_schema_extra={"type": "null"}), SkipValidation()),
+                    WithJsonSchema({"type": "null"}),
                 ]
             )
         )
@@ -319,8 +322,8 @@ def _models(draw: st.DrawFn, inner: st.SearchStrategy[Made]) -> Made:
     fields, near = {}, {}
     for name in draw(st.lists(st.sampled_from(KEYS), max_size=3, unique=True)):
         made, alias = draw(inner), draw(_alias)
-        choice = draw(st.sampled_from(["validation_alias", "alias"])) if isinstance(alias, str) else "validation_alias"
-        options = {} if alias is None else {choice: alias}
+        how = draw(st.sampled_from(["validation_alias", "alias"])) if isinstance(alias, str) else "validation_alias"
+        options: Any = {} if alias is None else {how: alias}
         fields[name] = (made.annotation, Field(**options, **draw(_default)))
         near[name if alias is None or not isinstance(alias, str) else draw(st.sampled_from([alias, name]))] = made
     by_name = draw(st.booleans())
