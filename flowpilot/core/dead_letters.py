@@ -49,7 +49,12 @@ class ReadRecord(Protocol):
 
 
 def dead_letter(
-    record: ReadRecord, reason: str, detail: str, source: str, workflow: str | None = None
+    record: ReadRecord,
+    reason: str,
+    detail: str,
+    source: str,
+    workflow: str | None = None,
+    topic_id: str | None = None,
 ) -> DeadLetter:
     """The dead letter of `record`. `reason` is a stable word, `source` the role that gave up on it.
 
@@ -79,6 +84,7 @@ def dead_letter(
         truncated=truncated,
         source=source,
         workflow=workflow if workflow is not None and is_legal_name(workflow) else None,
+        topic_id=topic_id,
     )
 
 
@@ -99,6 +105,7 @@ def refused_input(state: Execution, given: bytes, detail: str, start: Place, at:
         sha256=hashlib.sha256(given).hexdigest(),
         source="worker",
         workflow=state.workflow if is_legal_name(state.workflow) else None,
+        topic_id=origin.get("topic_id"),
     )
 
 

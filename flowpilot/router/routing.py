@@ -133,7 +133,7 @@ def route(where: Routes, record: Fetched, topic_id: str, only: Container[str] | 
             workflow = named_one.workflow
             return [_named_start(where, record, topic_id, named_one, arrived)]
     except BadRecord as bad:
-        return [*outcomes, dead_letter(record, bad.reason, bad.detail, SOURCE, workflow)]
+        return [*outcomes, dead_letter(record, bad.reason, bad.detail, SOURCE, workflow, topic_id)]
     return [*outcomes, *(_subscribed(where, record, topic_id, arrived, each) for each in wanted)]
 
 
@@ -168,7 +168,7 @@ def _subscribed(
         key = None if trigger.unique_by is None else key_of(arrived.data, trigger.unique_by)
         return _start(where, record, topic_id, definition, arrived, key, None)
     except BadRecord as bad:
-        return dead_letter(record, bad.reason, bad.detail, SOURCE, definition.name)
+        return dead_letter(record, bad.reason, bad.detail, SOURCE, definition.name, topic_id)
 
 
 def _start(

@@ -303,7 +303,7 @@ class DeadLetter(Message):
     `size` and `sha256` are those of it: key, headers and the record's own bytes are not kept. Where no trigger
     record started the execution, the place is that of its start on the events topic.
 
-    `headers` are the record's, in its order; those beyond 16 KiB are only counted, the largest first.
+    `topic_id` (of trigger records) tells topics of one name apart. `headers` are the record's, in its order; those beyond 16 KiB are only counted, the largest first.
     """
 
     HEAD: ClassVar[int] = 64 * 1024
@@ -325,3 +325,4 @@ class DeadLetter(Message):
     truncated: bool = False
     source: Name
     workflow: Name | None = None
+    topic_id: Text | None = None

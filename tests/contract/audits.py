@@ -18,6 +18,7 @@ from flowpilot.adapters.postgres.queries import AuditQueries
 from flowpilot.adapters.postgres.store import PostgresAuditStore
 from flowpilot.audit.projection import project
 from flowpilot.audit.verify import Difference, verify
+from flowpilot.core.outcomes import Fate
 from flowpilot.ports.audit import (
     Advance,
     AuditArchive,
@@ -109,6 +110,10 @@ class Audit(ABC):
     def fates(self) -> list[KeptFate]: ...
 
     @abstractmethod
+    def outcomes(self, topic: str, partition: int, offset: int) -> list[Fate]:
+        """The current outcomes of a trigger record."""
+
+    @abstractmethod
     def workflows(self) -> dict[tuple[str, str], tuple[str, bool]]:
         """By name and version: the definition's hash, and whether it is the current one."""
 
@@ -158,6 +163,9 @@ class InMemory(Audit):
             for each in tables.repeats.values()
         ]
         return filtered + repeats
+
+    def outcomes(self, topic: str, partition: int, offset: int) -> list[Fate]:
+        return self._store.tables.fates(topic, partition, offset)
 
     def workflows(self) -> dict[tuple[str, str], tuple[str, bool]]:
         return {name: tuple(each) for name, each in self._store.tables.workflows.items()}
@@ -210,6 +218,9 @@ class OnPostgres(Audit):
             KeptFate(fate, name, reason, [(first, last) for first, last in found], *event)
             for fate, name, reason, found, *event in rows
         ]
+
+    def outcomes(self, topic: str, partition: int, offset: int) -> list[Fate]:
+        return AuditQueries(self._engine).fates(topic, partition, offset)
 
     def workflows(self) -> dict[tuple[str, str], tuple[str, bool]]:
         rows = self._ask("SELECT name, version, definition, is_current FROM workflow")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from flowpilot.adapters.postgres.fates import Fate
 from flowpilot.audit.batches import Definitions, batch_of
 from flowpilot.audit.projection import project
 from flowpilot.core.dead_letters import dead_letter
+from flowpilot.core.outcomes import Fate
 from flowpilot.ports.audit import BatchRefused, Letter, Position
 from flowpilot.ports.log import Fetched, TopicPartition
 from flowpilot_schemas.codec import encode_message

@@ -1,6 +1,7 @@
 """The audit store in memory, with the meaning of the one in PostgreSQL: one suite runs on both.
 
-Left out is what only queries ask for: the links between executions and definitions, steps and their order.
+Left out is what only queries ask for, but for the outcomes of trigger records: the links between executions and
+definitions, steps and their order.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from flowpilot.core.outcomes import Fate, begun, current
 from flowpilot.ports.audit import (
     UNKNOWN,
     Batch,
@@ -158,6 +160,35 @@ class AuditTables:
             for key, stored in self.workflows.items():
                 if key[0] == change.workflow:
                     self.workflows[key] = stored._replace(is_current=key == name)
+
+    def fates(self, topic: str, partition: int, offset: int) -> list[Fate]:
+        """The current outcomes of a trigger record, by workflow."""
+        place = (topic, partition, offset)
+        found = [
+            begun(
+                row.get("workflow_name"), *run, row["origin_topic_id"], row["status"], row.get("reason"),
+                row.get("errors"),
+            )
+            for run, row in self.executions.items()
+            if (row.get("origin_topic"), row.get("origin_partition"), row.get("origin_offset")) == place
+        ]  # fmt: skip
+        found += [
+            Fate(part.workflow, "filtered", part.reason, topic_id=message.topic_id)
+            for message in self.filtered
+            if (message.topic, message.partition) == (topic, partition)
+            for part in message.filtered
+            if any(first <= offset <= last for first, last in part.ranges)
+        ]
+        for repeat in self.repeats.values():
+            if (repeat.topic, repeat.partition, repeat.offset) == place:
+                of = self.executions.get(RunKey(repeat.execution, repeat.run), {}).get("workflow_name")
+                found.append(Fate(of, repeat.fate, None, None, repeat.execution, repeat.run, repeat.topic_id))
+        found += [
+            Fate(message.workflow, "dead_letter", message.reason, message.detail, topic_id=message.topic_id)
+            for message, _ in self.letters.values()
+            if (message.topic, message.partition, message.offset) == place
+        ]
+        return current(found)
 
     def runs(self, execution: str | None = None) -> Iterator[StoredRun]:
         """See `AuditArchive.runs`: as they are now, whatever is written while they are looked at."""

@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Connection, cast, select
 from sqlalchemy.orm import Session
 
 from flowpilot.adapters.postgres.bulk import column_types, identifiers, literal, run, source
 from flowpilot.adapters.postgres.models import DeadLetterRow, TriggerFate, WorkflowExecution
+from flowpilot.core.outcomes import Fate, begun, current
 from flowpilot.ports.audit import Repeat
 from flowpilot_schemas.triggers import TriggerFiltered
 
-_REFUSED = "refused"
 _TYPES = [(name, kind) for name, kind in column_types(TriggerFate).items() if name != "id"]
 _INSERT = (
     f"INSERT INTO trigger_fate ({identifiers(name for name, _ in _TYPES)}) "
     f"SELECT * FROM {source(_TYPES)} ON CONFLICT DO NOTHING"
 )
-
-
-class Fate(NamedTuple):
-    """What became of a record for one workflow (None: for all that read the topic).
-
-    `fate`: `started`, `refused`, `duplicate`, `key_conflict` (each of `execution`, `run`), `filtered` or
-    `dead_letter`, with the `reason`, and a sentence where there is one. `topic_id` tells topics of one name apart;
-    dead letters do not know it.
-    """
-
-    workflow: str | None
-    fate: str
-    reason: str | None = None
-    detail: str | None = None
-    execution: str | None = None
-    run: int | None = None
-    topic_id: str | None = None
 
 
 def insert_fates(connection: Connection, filtered: Iterable[TriggerFiltered], repeats: Iterable[Repeat]) -> None:
@@ -62,7 +44,7 @@ def insert_fates(connection: Connection, filtered: Iterable[TriggerFiltered], re
 
 
 def fates_of(session: Session, topic: str, partition: int, offset: int) -> list[Fate]:
-    """All that is known of a record, by workflow; three queries."""
+    """The current outcomes of a record, by workflow; three queries."""
     execution = WorkflowExecution
     started = session.execute(
         select(execution).where(
@@ -72,14 +54,7 @@ def fates_of(session: Session, topic: str, partition: int, offset: int) -> list[
         )
     ).scalars()
     found = [
-        Fate(
-            row.workflow_name,
-            _REFUSED if row.status == _REFUSED else "started",
-            detail=row.reason if row.status == _REFUSED else None,
-            execution=row.execution_id,
-            run=row.run,
-            topic_id=row.origin_topic_id,
-        )
+        begun(row.workflow_name, row.execution_id, row.run, row.origin_topic_id, row.status, row.reason, row.errors)
         for row in started
     ]
     kept = TriggerFate
@@ -96,10 +71,12 @@ def fates_of(session: Session, topic: str, partition: int, offset: int) -> list[
         )
     letter = DeadLetterRow
     letters = session.execute(
-        select(letter.workflow, letter.reason, letter.detail)
+        select(letter.workflow, letter.reason, letter.detail, letter.topic_id)
         .where(letter.topic == topic, letter.partition == partition, letter.offset == offset)
         .order_by(letter.id)
     )
-    found += [Fate(workflow, "dead_letter", reason, detail) for workflow, reason, detail in letters]
-    # A crash between output and commit says some things twice.
-    return sorted(dict.fromkeys(found), key=lambda fate: fate.workflow or "")
+    found += [
+        Fate(workflow, "dead_letter", reason, detail, topic_id=topic_id)
+        for workflow, reason, detail, topic_id in letters
+    ]
+    return current(found)

@@ -291,6 +291,7 @@ class DeadLetterRow(Base):
     size: Mapped[int]
     sha256: Mapped[str]
     truncated: Mapped[bool]
+    topic_id: Mapped[str | None]
     reported_at: Mapped[datetime]
 
 
