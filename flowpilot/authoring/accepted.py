@@ -1,11 +1,11 @@
-"""The JSON that a type accepts, as a JSON Schema: everything its validation takes, and as little else as is safe.
+"""The JSON that a type accepts, as a JSON Schema: all that its validation takes, and as little else as is safe.
 
-pydantic's own JSON Schema describes a type, and validation takes more: lax mode takes `"3"` for an int, an alias may
-have several names, a set takes an array with repetitions, and a validator of the user's may take anything. A check by
-that schema would refuse what the type accepts. This schema is therefore derived from the core schema that pydantic
-validates by (`TypeAdapter.core_schema`), read in lax JSON mode. Its law, held by `tests/property/test_accepted.py`:
-what `validate_json` takes, the schema takes. What the user's code decides, or what is not known here, becomes `true`.
-The worker, which validates by the type, refuses what the schema takes beyond that.
+pydantic's own JSON Schema describes a type, and validation takes more: lax mode takes `"3"` for an int, an alias
+may have several names, a set takes an array with repetitions, and a validator of the user's may take anything. A
+check by that schema would refuse what the type accepts. This schema is therefore derived from the core schema that
+pydantic validates by (`TypeAdapter.core_schema`), read in lax JSON mode. Its law, held by
+`tests/property/test_accepted.py`: what `validate_json` takes, the schema takes. What the user's code decides, or
+what is not known here, becomes `true`. The worker, which validates by the type, refuses the rest.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _Core = Mapping[str, Any]
 
 _ANYTHING, _NOTHING = True, False
 _NUMERIC = ["boolean", "number", "string"]
+_NO_MISSING = enum.Enum._missing_.__func__  # type: ignore[attr-defined]
 # Doubles hold every integer up to here, so that a bound means the same before and after rounding.
 _EXACT = 2**53
 
@@ -267,8 +268,8 @@ class _Walk:
         return _values(core["expected"])
 
     def enumeration(self, core: _Core, config: _Core) -> Schema:
-        """The values of the members, unless the class has `_missing_`."""
-        if core.get("missing") is not None:
+        """The values of the members, unless the class has a `_missing_` of its own."""
+        if core.get("missing") is not None or core["cls"]._missing_.__func__ is not _NO_MISSING:
             return _ANYTHING
         if core.get("sub_type") in ("int", "float"):
             return {"type": _NUMERIC}

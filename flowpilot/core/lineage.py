@@ -193,7 +193,7 @@ def evolve(state: Execution, event: e.CoreEvent) -> Execution:
 def forget(state: Execution) -> Execution:
     """The marker that stays until the outbox is surely sent. Every fold passes over it as if it were gone.
 
-    It keeps what the outbox is rendered from: where the client waits too.
+    It keeps what the outbox is rendered from: where the client waits too, and what record a dead letter is of.
     """
     return state._replace(
         forgotten=True,
@@ -203,8 +203,7 @@ def forget(state: Execution) -> Execution:
         forget_at=None,
         ignored=(),
         key=None,
-        origin=None,
-        released=False,
+        origin=state.origin if state.released else None,
         refused_origins=(),
         retries=(),
         last_retry=0,

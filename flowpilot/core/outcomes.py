@@ -1,8 +1,8 @@
 """What became of a trigger record for a workflow: of all that was recorded, the current outcome.
 
-A record may get several outcomes: the router reads it twice, a worker refuses the input of the execution that it
-started, somebody has it processed again. None of them is taken back. The current one is that which was decided
-furthest along, in whatever order they became known:
+A record may get several outcomes: the router reads it twice, or a worker refuses the input of the execution that
+it started. All of them are kept. The current outcome is the one that was decided furthest along the pipeline,
+whatever was recorded first:
 
     filtered < dead letter of the router < duplicate, key conflict < a run that it began
 
@@ -22,8 +22,8 @@ class Fate(NamedTuple):
     """What became of a record for one workflow (None: for all that read the topic).
 
     `fate`: `started`, `refused`, `duplicate`, `key_conflict` (each of `execution`, `run`), `filtered` or
-    `dead_letter` (of `execution`, `run` if a worker refused the input), with the `reason`, and a sentence where there
-    is one. `topic_id` tells topics of one name apart: a topic that was made again has other records at its places.
+    `dead_letter` (of `execution`, `run` if a worker refused the input), with the `reason`, and a sentence where
+    there is one. `topic_id` tells topics of one name apart: a re-created topic has other records at its offsets.
     """
 
     workflow: str | None
@@ -56,7 +56,8 @@ def current(recorded: Iterable[Fate]) -> list[Fate]:
         known = newest.get((*record, fate.execution))
         if _rank(fate) == best[record] and (known is None or (known.run or 0) <= (fate.run or 0)):
             newest[*record, fate.execution] = fate
-    return sorted(newest.values(), key=lambda fate: (fate.workflow or "", fate.topic_id or "", fate.execution or ""))
+    order = sorted(newest, key=lambda place: [each or "" for each in place])
+    return [newest[place] for place in order]
 
 
 def _rank(fate: Fate) -> int:

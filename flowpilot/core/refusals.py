@@ -86,7 +86,8 @@ def why_not(state: Execution, message: RetryExecution, permitted: int) -> Refusa
         most = MOST_RETRIES if len(state.retries) >= MOST_RETRIES else MAX_RETRY
         return Refusal("too_many_retries", f"execution {state.id} has had {most} retries; start anew instead")
     if number == 0 and state.released and not state.forgotten:
-        detail = f"the input of execution {execution} does not fit; its key is free: start it again with another input"
+        what = f"the input of execution {execution} does not fit its type, and its key is free"
+        detail = f"{what}; start it again with another input"
         return Refusal("input_invalid", detail)
     if message.from_start:
         if family.input_of(state, number) is not None:

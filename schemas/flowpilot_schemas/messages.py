@@ -123,7 +123,7 @@ class StepError(BaseModel):
 NOT_SERVED = "not_served"
 """The kind with which a worker reports a step that it does not run: it is sent to another partition."""
 INPUT_INVALID = "input_invalid"
-"""The execution's own input does not fit the type of a step's parameter: it fails as a whole, whoever reports it."""
+"""The execution's own input does not fit the type of a step's parameter: the execution fails as a whole."""
 
 RESERVED_KINDS = frozenset(
     {
@@ -299,11 +299,12 @@ class RetryAnswered(Message):
 class DeadLetter(Message):
     """A record nobody could process. Its bytes are base64; above the size limit only the first 64 KiB.
 
-    From the source `worker`, whose handlers' types refused an execution's input, `value` is that input as JSON, and
-    `size` and `sha256` are those of it: key, headers and the record's own bytes are not kept. Where no trigger
-    record started the execution, the place is that of its start on the events topic.
+    `topic_id` (of trigger records) tells topics of one name apart. `headers` are the record's, in its order; those
+    beyond 16 KiB are only counted, the largest first.
 
-    `topic_id` (of trigger records) tells topics of one name apart. `headers` are the record's, in its order; those beyond 16 KiB are only counted, the largest first.
+    Of an `input_invalid` from the source `worker`, `value` is the execution's input as JSON, and `size` and
+    `sha256` are the input's: the record's own bytes, key and headers are not kept. Where no trigger record started
+    the execution, the place is that of its start on the events topic.
     """
 
     HEAD: ClassVar[int] = 64 * 1024

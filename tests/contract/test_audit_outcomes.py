@@ -1,4 +1,4 @@
-"""The current outcome of a trigger record, in memory and on PostgreSQL: one a workflow, whatever was recorded first."""
+"""The current outcome of a trigger record, in memory and on PostgreSQL: one a workflow, in any order."""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ from tests.exhaustive.world import EXECUTION, Event, Situation
 ANSWERS = ("completed", "failed", "fatal", "started", "heartbeat")
 NOT_SERVED = ("not_served 1", "not_served 2")
 """Of the first dispatch of an attempt and of the second."""
-SELDOM = (*NOT_SERVED, "timed_out", "dispatch_failed")
+ORIGINS = (5, 6)
+"""The offsets of the trigger records that start it."""
+SELDOM = (*NOT_SERVED, "timed_out", "dispatch_failed", "input_invalid")
 """Kinds of errors that have moves of their own; they come where there are at most two steps, as defects do."""
 
 _BAD = {
@@ -33,6 +35,9 @@ def events(subject: Subject, here: Situation) -> Iterator[Event]:
     definition = subject.definition
     yield Event("start", start(definition, 1), now)
     yield Event("start with another input", start(definition, 2), now)
+    if len(definition.steps) == 1:
+        for offset in ORIGINS:
+            yield Event(f"start of the trigger record {offset}", start(definition, 1, offset), now)
     yield from (Event(f"bad record: {name}", None, now, raw) for name, raw in _BAD.items())
     run = state.run if state is not None else 1
     yield Event("cancel", _cancel(None), now)
@@ -114,15 +119,22 @@ def _of_the_end(state: Execution, now: int) -> Iterator[Event]:
         yield Event("forget", m.Forget(before=now), now)
 
 
-def start(definition: WorkflowDefinition, number: int) -> m.StartExecution:
-    """The start of the execution with the input `number`."""
-    return _start(definition.version, definition.hash, number)
+def start(definition: WorkflowDefinition, number: int, origin: int | None = None) -> m.StartExecution:
+    """The start of the execution with the input `number`, of the trigger record at the offset `origin`."""
+    return _start(definition.version, definition.hash, number, origin)
 
 
 @lru_cache(maxsize=1_000)
-def _start(version: str, definition: str, number: int) -> m.StartExecution:
+def _start(version: str, definition: str, number: int, origin: int | None) -> m.StartExecution:
+    of = m.Origin(topic="t", topic_id="i", partition=0, offset=origin) if origin is not None else None
     return m.StartExecution(
-        execution=EXECUTION, workflow="explored", version=version, definition=definition, key="k", input=number
+        execution=EXECUTION,
+        workflow="explored",
+        version=version,
+        definition=definition,
+        key="k",
+        input=number,
+        origin=of,
     )
 
 

@@ -20,7 +20,7 @@ from tests.exhaustive.invariants import Checker
 from tests.exhaustive.seen import shown
 from tests.exhaustive.world import T0, Event, Situation, beginning, fold, key_of, record_of
 
-INVARIANTS = ("S2", "S3", "S4", "S5", "S6", "S9", "S10", "S11", "legal moves", "branches", "ends")
+INVARIANTS = ("S1", "S2", "S3", "S4", "S5", "S6", "S9", "S10", "S11", "legal moves", "branches", "ends")
 _LONGEST_END = 60
 
 

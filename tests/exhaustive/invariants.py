@@ -28,7 +28,7 @@ from tests.exhaustive import again
 from tests.exhaustive.dags import ATTEMPTS, Subject
 from tests.exhaustive.model import Model
 from tests.exhaustive.seen import TELLS, Sent, Violation, same, shown
-from tests.exhaustive.world import EXECUTION, Event, Folded, Situation
+from tests.exhaustive.world import EXECUTION, TOPICS, Event, Folded, Situation
 
 _ANSWERS = (m.StepCompleted, m.StepFailed, m.StepStarted, m.StepHeartbeat)
 
@@ -58,6 +58,7 @@ class Checker:
             yield from self._s5(before, event.message, after, still, sent)
         elif before is not None and isinstance(event.message, m.TimerFired):
             yield from self._s10(before, event, after, still)
+        yield from self._s1(before, event, after, sent)
         yield from self._attempts(run_before, sent)
         if not still and after is not None:
             yield from self._branches(after, sent)
@@ -66,6 +67,28 @@ class Checker:
         if folded.decision is not None:
             yield from self._evolved(before, event, folded, begins=begins)
         yield from again.check(self.subject, here, event, folded, self.counts)
+
+    def _s1(
+        self, before: Execution | None, event: Event, after: Execution | None, sent: Sent
+    ) -> Iterator[Violation]:
+        """A refused input is one dead letter of its record, and frees the key; that record begins no run again."""
+        ends = [value for value, _, _ in sent.history if value["type"] == "ExecutionFailed"]
+        if any(value.get("reason") == "input_invalid" for value in ends):
+            self.counts["S1"] += 1
+            origin = before.origin if before is not None else None
+            place = ("t", origin["offset"]) if origin else (TOPICS.events, after.run if after else -1)
+            if sent.letters != [("input_invalid", *place)] or after is None or not after.released:
+                yield Violation("S1", f"a refused input made {sent.letters} instead of one letter of {place}")
+        if before is None or before.forgotten or not isinstance(event.message, m.StartExecution):
+            return
+        self.counts["S1"] += 1
+        record = event.message.origin
+        known = {place[2] for place in before.refused_origins} | {(before.origin or {}).get("offset")}
+        is_again = record is not None and record.offset in known
+        begins = after is not None and after.run != before.run
+        if begins != (before.released and not is_again) or (is_again and sent.history):
+            how = "begins" if begins else "does not begin"
+            yield Violation("S1", f"{event.label} {how} a run; released: {before.released}, known: {known}")
 
     # -- one invariant each ---------------------------------------------------------------------------------
 
@@ -127,6 +150,7 @@ class Checker:
             state = state._replace(
                 retries=decision.state.retries,
                 last_retry=decision.state.last_retry,
+                refused_origins=decision.state.refused_origins,
                 forget_at=decision.state.forget_at,
             )
         if state != decision.state:

@@ -27,13 +27,17 @@ class Sent(NamedTuple):
     history: Told
     steps: list[dict[str, Any]]
     control: list[dict[str, Any]]
-    dead_letters: int
+    letters: list[tuple[str, str, int]]
+    """(reason, topic, offset) of each dead letter."""
+
+    @property
+    def dead_letters(self) -> int:
+        return len(self.letters)
 
     @classmethod
     def of(cls, folded: Folded) -> Sent:
         """Sort and decode."""
-        sent = cls([], [], [], 0)
-        letters = 0
+        sent = cls([], [], [], [])
         for record, task in folded.outputs:
             value = record.value or b""
             if task is not None:
@@ -43,8 +47,9 @@ class Sent(NamedTuple):
             elif record.topic == TOPICS.control:
                 sent.control.append(orjson.loads(value))
             elif record.topic == TOPICS.dead_letters:
-                letters += 1
-        return sent._replace(dead_letters=letters)
+                letter = orjson.loads(value)
+                sent.letters.append((letter["reason"], letter["topic"], letter["offset"]))
+        return sent
 
 
 def same(before: Execution | None, after: Execution | None) -> bool:

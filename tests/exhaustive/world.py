@@ -205,6 +205,9 @@ def key_of(subject: Subject, state: Execution | None, now: int) -> tuple[Any, ..
         _from(state.deadline, now),
         _from(state.forget_at, now),
         state.forgotten,
+        state.released,
+        (state.origin or {}).get("offset"),
+        tuple([offset for _, _, offset in state.refused_origins]),
         retries,
     )
 

@@ -32,7 +32,7 @@ def is_accepted(adapter: TypeAdapter[Any], data: bytes) -> bool:
 
 
 @settings(suppress_health_check=list(HealthCheck), deadline=None)
-@given(made=types, data=st.data())
+@given(made=types(), data=st.data())
 def test_what_the_type_accepts_the_schema_accepts(made: Made, data: st.DataObject) -> None:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(made.annotation)

@@ -13,8 +13,9 @@ import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required, Union
 
+from hypothesis import reject
 from hypothesis import strategies as st
 from pydantic import (
     AfterValidator,
@@ -30,6 +31,7 @@ from pydantic import (
     InstanceOf,
     Json,
     PlainValidator,
+    PydanticUserError,
     RootModel,
     SkipValidation,
     StringConstraints,
@@ -42,7 +44,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from pydantic_core import core_schema
+from pydantic_core import SchemaError, core_schema
 from typing_extensions import TypedDict
 
 
@@ -247,9 +249,7 @@ def _containers(inner: st.SearchStrategy[Made]) -> st.SearchStrategy[Made]:
     @st.composite
     def unions(draw: st.DrawFn) -> Made:
         parts = draw(st.lists(inner, min_size=2, max_size=3))
-        annotation = parts[0].annotation
-        for part in parts[1:]:
-            annotation = annotation | part.annotation
+        annotation = Union[tuple(part.annotation for part in parts)]  # noqa: UP007 - of any number
         return Made(annotation, st.one_of(part.near for part in parts))
 
     @st.composite
@@ -280,13 +280,13 @@ def _containers(inner: st.SearchStrategy[Made]) -> st.SearchStrategy[Made]:
         return Made(named, near)
 
     def called(of: Made) -> Made:
-        members = Annotated[str, Tag("t")] | Annotated[of.annotation, Tag("n")]
+        members = Union[Annotated[str, Tag("t")], Annotated[of.annotation, Tag("n")]]  # noqa: UP007 - forms
         return Made(Annotated[members, Discriminator(_tag_of)], of.near | texts)
 
     return st.one_of(
         *(arrays(), tuples(), mappings(), unions(), wrapped(), _models(inner), _dataclasses(inner)),
         *(_typed_dicts(inner), inner.map(json), inner.map(tagged), inner.map(called)),
-        inner.map(lambda of: Made(of.annotation | None, of.near | st.none())),
+        inner.map(lambda of: Made(Union[of.annotation, None], of.near | st.none())),  # noqa: UP007
         inner.map(lambda of: Made(RootModel[of.annotation], of.near)),
     )
 
@@ -415,4 +415,13 @@ def _typed_dicts(draw: st.DrawFn, inner: st.SearchStrategy[Made]) -> Made:
 
 
 leaves: st.SearchStrategy[Made] = st.one_of(st.sampled_from(_fixed()), _numeric(), _texts())
-types: st.SearchStrategy[Made] = st.recursive(leaves, _containers, max_leaves=5)
+_types: st.SearchStrategy[Made] = st.recursive(leaves, _containers, max_leaves=5)
+
+
+@st.composite
+def types(draw: st.DrawFn) -> Made:
+    """Any of them that pydantic takes."""
+    try:
+        return draw(_types)
+    except (PydanticUserError, SchemaError, TypeError, ValueError, NameError):
+        reject()
