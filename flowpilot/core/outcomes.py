@@ -6,8 +6,8 @@ whatever was recorded first:
 
     filtered < dead letter of the router < duplicate, key conflict < a run that it began
 
-Of several runs that it began the newest counts, and of that run its last word: `dead_letter` if a worker refused its
-input, else `started` (or `refused`).
+Of several runs that it began the newest counts: `dead_letter` if a worker refused its input, else `started` (or
+`refused`).
 """
 
 from __future__ import annotations

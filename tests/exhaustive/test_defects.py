@@ -16,6 +16,11 @@ from flowpilot.core.status import IN_FLIGHT, StepStatus
 from flowpilot.engine.fold import Fold
 from flowpilot_schemas.ids import TaskId
 from tests.exhaustive.explore import QUICK, explore
+from tests.mutants.core import (
+    key_of_a_refused_input_is_held,
+    refused_input_has_no_dead_letter,
+    refused_record_begins_a_run_again,
+)
 
 Patch = pytest.MonkeyPatch
 
@@ -140,6 +145,9 @@ DEFECTS: list[tuple[Callable[[Patch], None], str, int]] = [
     (another_run_is_answered, "S5", 1),
     (outbox_overwritten, "S9", 1),
     (folded_on_every_delivery, "S9", 1),
+    (key_of_a_refused_input_is_held, "S1", 1),
+    (refused_record_begins_a_run_again, "S1", 1),
+    (refused_input_has_no_dead_letter, "S1", 1),
 ]
 
 

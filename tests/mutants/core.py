@@ -192,6 +192,34 @@ def dedupe_window_ignored(patch: Patch) -> None:
     patch.setattr(fold, "holds", holds)
 
 
+@planted("S1", "unit", "exhaustive")
+def key_of_a_refused_input_is_held(patch: Patch) -> None:
+    """A worker refused the input of an execution, and its key stays held until the retry window has passed."""
+    whole = fold.holds
+
+    def holds(state: Execution, message: Any) -> bool:
+        return whole(state, message) or (state.released and not state.forgotten)
+
+    patch.setattr(fold, "holds", holds)
+
+
+@planted("S1", "unit", "exhaustive")
+def refused_record_begins_a_run_again(patch: Patch) -> None:
+    """The trigger record whose input a worker refused, read again, begins another run."""
+    patch.setattr(Execution, "has_refused", lambda self, origin: False)
+
+
+@planted("S1", "unit", "exhaustive", "simulation")
+def refused_input_has_no_dead_letter(patch: Patch) -> None:
+    """An execution whose input a worker refused fails like any other: its record becomes no dead letter."""
+    whole = render._Run.consequences
+
+    def consequences(self: Any, event: Any) -> Any:
+        return [message for message in whole(self, event) if message.kind != "dead_letter"]
+
+    patch.setattr(render._Run, "consequences", consequences)
+
+
 @planted("S1", "unit")
 def other_input_of_a_key_is_the_same(patch: Patch) -> None:
     """The same key with another input counts as a duplicate: the conflict is told to nobody."""

@@ -16,6 +16,7 @@ from flowpilot_schemas.history import GENESIS, HEADER_HASH, HEADER_PREV, chain, 
 from flowpilot_schemas.ids import root_id
 from flowpilot_schemas.topics import Topics
 from flowpilot_schemas.triggers import ANY_WORKFLOW
+from tests.simulation.outcomes import wrong_letters, wrong_outcomes
 from tests.simulation.pinned import not_as_pinned, wrong_workflow_rows
 from tests.simulation.reference import Reference, states_of
 
@@ -85,6 +86,8 @@ def s1_every_trigger_has_its_fate(e: Evidence) -> Iterator[str]:
     for execution, offset in e.asked:
         if execution not in known and (_home(e, execution), offset) not in e.given_up:
             yield f"the start of {execution} at offset {offset} was acknowledged, and nothing was told of it"
+    yield from wrong_outcomes(e)
+    yield from wrong_letters(e)
 
 
 def s2_one_end(e: Evidence) -> Iterator[str]:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.protocol import outputs_before_state
+from tests.simulation import checks
 from tests.simulation.__main__ import main
+from tests.simulation.outcomes import refused_runs
 from tests.simulation.plan import Changes
 from tests.simulation.shrink import shrink
 from tests.simulation.simulate import run
@@ -30,6 +32,13 @@ def test_a_seed_gives_the_same_trace_in_any_process() -> None:
         found.add(done.stdout)
     found.add(f"{[run(seed).trace_hash for seed in seeds]}\n")
     assert len(found) == 1
+
+
+def test_workers_refuse_some_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[str, int]] = []
+    monkeypatch.setattr(checks, "wrong_letters", lambda e: found.extend(refused_runs(e)) or ())
+    assert run(18).violations == []
+    assert found
 
 
 def test_different_seeds_are_different_worlds() -> None:
