@@ -215,8 +215,8 @@ class _Walk:
         if core["type"] == "chain":
             return self._has_default(core["steps"][0], depth + 1)
         names = ("schema", "lax_schema", "json_schema")
-        wrapped = core["type"] in _WRAPPERS and next((core[name] for name in names if name in core), None)
-        return bool(wrapped) and self._has_default(wrapped, depth + 1)
+        wrapped = next((core[name] for name in names if name in core), None) if core["type"] in _WRAPPERS else None
+        return wrapped is not None and self._has_default(wrapped, depth + 1)
 
     # -- what has none -------------------------------------------------------------------------------------
 

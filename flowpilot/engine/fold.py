@@ -128,8 +128,9 @@ class Fold:
         execution = execution_of(message)
         state = self._overlay.state(execution) if execution else None
         decision = None
-        is_start = isinstance(message, m.StartExecution)
-        gives_way = state is not None and state.released and is_start and not holds(state, message)
+        gives_way = False
+        if state is not None and state.released and isinstance(message, m.StartExecution):
+            gives_way = not holds(state, message)
         if state is not None and not (state.forgotten or state.refused or gives_way):
             decision = decide.fault(state, detail) if record.offset > state.src else None
         elif isinstance(message, m.StartExecution) and (state is None or record.offset > state.src):

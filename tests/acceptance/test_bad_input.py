@@ -88,7 +88,7 @@ def test_on_a_user_topic(system: RunningSystem, orders: str, before: Before) -> 
         "nested 190 deep": (b'{"n": 1, "text": ' + b"[" * 190 + b"]" * 190 + b"}", "too_deep"),
         "an array": (b"[]", "key_missing"),
         "a null": (b"null", "key_missing"),
-        "a wrong type": (b'{"n": "7"}', "input_invalid"),
+        "a wrong type": (b'{"n": "seven"}', "input_invalid"),
         "no key": (b'{"m": 7}', "key_missing"),
         "limit + 1": (padded(TRIGGER_LIMIT + 1, n=n), "too_large"),
         "limit × 10": (padded(TRIGGER_LIMIT * 10, n=n), "too_large"),

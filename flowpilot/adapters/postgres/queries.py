@@ -10,9 +10,10 @@ from typing import NamedTuple, TypeVar
 from sqlalchemy import Engine, Select, func, select
 from sqlalchemy.orm import Session, aliased, defer, joinedload, selectinload
 
-from flowpilot.adapters.postgres.fates import Fate, fates_of
+from flowpilot.adapters.postgres.fates import fates_of
 from flowpilot.adapters.postgres.models import AuditDivergence, AuditEvent, TaskExecution, WorkflowExecution
 from flowpilot.adapters.postgres.narrowed import MOST, narrowed
+from flowpilot.core.outcomes import Fate
 from flowpilot.core.status import ExecutionStatus, StepStatus
 
 Found = TypeVar("Found")
