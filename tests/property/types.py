@@ -128,17 +128,14 @@ numbers = (
     | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
 )
-texts = (
-    st.sampled_from(
-        [
-            *("", " ", "a", "A", "ab", "abcdef", " abcdef ", "1", " 1 ", "1.0", "1_0", "+1", "-3", "٣", "1e3"),
-            *("true", "no", "null", "inf", "nan", "2020-01-01", "2020-01-01T00:00:00Z", "12:30", "P1D", "1/2", "İ"),
-            *("127.0.0.1", "http://a.b/", "[1]", '{"a": 1}', '"a"', "1+2j", "00000000-0000-0000-0000-000000000001"),
-            *("x" * 50, "9" * 30, "ß", "a\n", "٣٣"),
-        ]
-    )
-    | st.text(max_size=8)
-)
+texts = st.sampled_from(
+    [
+        *("", " ", "a", "A", "ab", "abcdef", " abcdef ", "1", " 1 ", "1.0", "1_0", "+1", "-3", "٣", "1e3"),
+        *("true", "no", "null", "inf", "nan", "2020-01-01", "2020-01-01T00:00:00Z", "12:30", "P1D", "1/2", "İ"),
+        *("127.0.0.1", "http://a.b/", "[1]", '{"a": 1}', '"a"', "1+2j", "00000000-0000-0000-0000-000000000001"),
+        *("x" * 50, "9" * 30, "ß", "a\n", "٣٣"),
+    ]
+) | st.text(max_size=8)
 scalars = st.none() | st.booleans() | numbers | texts
 values = st.recursive(
     scalars,
