@@ -39,6 +39,6 @@ async def show_workflow(
     name: WorkflowName,
     version: Annotated[str | None, Query(description="Not the current version but this one.")] = None,
 ) -> Response:
-    """Its current version, or another one; `input_schema` is what a start is checked against."""
+    """Its current version, or another one; `input_schema` describes what a start takes."""
     found = versions(await backend.definitions(), name)
     return answer(described(chosen(found, version), found))

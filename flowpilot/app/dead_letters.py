@@ -23,8 +23,8 @@ REMEDIES = {
     "integer_too_large": "send integers beyond 64 bits as strings",
     "too_deep": "nest the JSON less deeply",
     "too_large": "keep large data elsewhere and send where it is, or raise the limit",
-    "input_invalid": "publish what the input's schema asks for (`flowpilot workflow show`), or apply a version "
-    "that takes it",
+    "input_invalid": "publish what the input's type takes (`flowpilot workflow show` has its schema), under "
+    "the same key if you like, or apply a version that takes it",
     "validation_too_costly": "nest it less deeply, or apply a version whose input type tells the members of its "
     "unions apart by a discriminator",
     "key_missing": "publish the field that the trigger's unique_by names, or apply a version without unique_by",

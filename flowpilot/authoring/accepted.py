@@ -10,22 +10,13 @@ what is not known here, becomes `true`. The worker, which validates by the type,
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Mapping
-from math import isfinite
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import TypeAdapter
 
-Schema = dict[str, Any] | bool
-"""A JSON Schema. False: nothing in JSON is accepted."""
-_Core = Mapping[str, Any]
-
-_ANYTHING, _NOTHING = True, False
-_NUMERIC = ["boolean", "number", "string"]
-_NO_MISSING = enum.Enum._missing_.__func__  # type: ignore[attr-defined]
-# Doubles hold every integer up to here, so that a bound means the same before and after rounding.
-_EXACT = 2**53
+from flowpilot.authoring import accepted_values as values
+from flowpilot.authoring.accepted_values import ANYTHING, NOTHING, Core, Schema, any_of
 
 
 def accepted_schema(adapter: TypeAdapter[Any]) -> Schema:
@@ -42,49 +33,52 @@ class _Walk:
 
     def __init__(self) -> None:
         self.defined: dict[str, Any] = {}
-        self._cores: dict[str, _Core] = {}
+        self._cores: dict[str, Core] = {}
         self._names: dict[str, str] = {}
 
-    def schema(self, core: _Core, config: _Core) -> Schema:
+    def schema(self, core: Core, config: Core) -> Schema:
         """`config`: that of the nearest model, dataclass or typed dict around."""
+        leaf = values.KINDS.get(core["type"])
+        if leaf is not None:
+            return leaf(core, config)
         kind = _KINDS.get(core["type"])
-        return _ANYTHING if kind is None else kind(self, core, config)
+        return ANYTHING if kind is None else kind(self, core, config)
 
     # -- what has parts ------------------------------------------------------------------------------------
 
-    def definitions(self, core: _Core, config: _Core) -> Schema:
+    def definitions(self, core: Core, config: Core) -> Schema:
         """Types that refer to themselves, or are used several times."""
         self._cores |= {each["ref"]: each for each in core["definitions"]}
         return self.schema(core["schema"], config)
 
-    def reference(self, core: _Core, config: _Core) -> Schema:
+    def reference(self, core: Core, config: Core) -> Schema:
         """Of a definition; its own is walked once, when it is met first."""
         ref = core["schema_ref"]
         if ref not in self._cores:
-            return _ANYTHING
+            return ANYTHING
         if ref not in self._names:
             self._names[ref] = name = f"d{len(self._names)}"
             self.defined[name] = self.schema(self._cores[ref], config)
         return {"$ref": f"#/$defs/{self._names[ref]}"}
 
-    def inner(self, core: _Core, config: _Core) -> Schema:
+    def inner(self, core: Core, config: Core) -> Schema:
         """What only passes on, or checks afterwards."""
         return self.schema(core["schema"], config)
 
-    def with_default(self, core: _Core, config: _Core) -> Schema:
+    def with_default(self, core: Core, config: Core) -> Schema:
         """A default may also stand in for what is wrong."""
-        return _ANYTHING if core.get("on_error", "raise") != "raise" else self.schema(core["schema"], config)
+        return ANYTHING if core.get("on_error", "raise") != "raise" else self.schema(core["schema"], config)
 
-    def nullable(self, core: _Core, config: _Core) -> Schema:
+    def nullable(self, core: Core, config: Core) -> Schema:
         """It, or null."""
-        return _any_of([self.schema(core["schema"], config), {"type": "null"}])
+        return any_of([self.schema(core["schema"], config), {"type": "null"}])
 
-    def union(self, core: _Core, config: _Core) -> Schema:
+    def union(self, core: Core, config: Core) -> Schema:
         """Any of its members."""
         members = [each[0] if isinstance(each, tuple) else each for each in core["choices"]]
-        return _any_of([self.schema(member, config) for member in members])
+        return any_of([self.schema(member, config) for member in members])
 
-    def tagged_union(self, core: _Core, config: _Core) -> Schema:
+    def tagged_union(self, core: Core, config: Core) -> Schema:
         """The member that the discriminator names; any of them where that is a function, a path or no text.
 
         In the form that `flowpilot.core.bounds.tags` knows: at most one member is looked into.
@@ -92,7 +86,7 @@ class _Walk:
         name, choices = core["discriminator"], core["choices"]
         members = {tag: self.schema(member, config) for tag, member in choices.items()}
         if not isinstance(name, str) or not all(type(tag) is str for tag in members):
-            return _any_of(list(members.values()))
+            return any_of(list(members.values()))
 
         def is_one_of(tags: list[str]) -> dict[str, Any]:
             return {"type": "object", "properties": {name: {"enum": tags}}, "required": [name]}
@@ -100,19 +94,19 @@ class _Walk:
         chain = [{"if": is_one_of([tag]), "then": member} for tag, member in members.items()]
         return {**is_one_of(list(members)), "allOf": chain}
 
-    def chain(self, core: _Core, config: _Core) -> Schema:
+    def chain(self, core: Core, config: Core) -> Schema:
         """What the first takes; the others get its result."""
         return self.schema(core["steps"][0], config)
 
-    def lax_or_strict(self, core: _Core, config: _Core) -> Schema:
+    def lax_or_strict(self, core: Core, config: Core) -> Schema:
         """Either."""
-        return _any_of([self.schema(core[name], config) for name in ("lax_schema", "strict_schema")])
+        return any_of([self.schema(core[name], config) for name in ("lax_schema", "strict_schema")])
 
-    def json_or_python(self, core: _Core, config: _Core) -> Schema:
+    def json_or_python(self, core: Core, config: Core) -> Schema:
         """It is JSON that is read."""
         return self.schema(core["json_schema"], config)
 
-    def array(self, core: _Core, config: _Core) -> Schema:
+    def array(self, core: Core, config: Core) -> Schema:
         """Lists; sets too, whose items may be repeated."""
         items = core.get("items_schema")
         found: dict[str, Any] = {"type": "array"}
@@ -125,7 +119,7 @@ class _Walk:
             found["maxItems"] = core["max_length"]
         return found
 
-    def positions(self, core: _Core, config: _Core) -> Schema:
+    def positions(self, core: Core, config: Core) -> Schema:
         """Positions of their own, up to the variadic one."""
         items, variadic = core["items_schema"], core.get("variadic_item_index")
         if variadic is not None:
@@ -134,11 +128,11 @@ class _Walk:
         found = _positions([self.schema(item, config) for item in items], self._required(items))
         return found if isinstance(found, bool) else {**found, "maxItems": len(items)}
 
-    def _required(self, items: list[_Core]) -> int:
+    def _required(self, items: list[Core]) -> int:
         """How many items must be there: what has a default at the end need not."""
         return max((place for place, item in enumerate(items, 1) if not self._has_default(item)), default=0)
 
-    def mapping(self, core: _Core, config: _Core) -> Schema:
+    def mapping(self, core: Core, config: Core) -> Schema:
         """An object. Its names are left to the key's type; several may be one key."""
         found: dict[str, Any] = {"type": "object"}
         if "values_schema" in core:
@@ -149,31 +143,31 @@ class _Walk:
 
     # -- what has fields -----------------------------------------------------------------------------------
 
-    def model(self, core: _Core, config: _Core) -> Schema:
+    def model(self, core: Core, config: Core) -> Schema:
         """A model with an `__init__` of its own, or whose class is asked, is the user's code."""
         if core.get("custom_init"):
-            return _ANYTHING
+            return ANYTHING
         return self.schema(core["schema"], core.get("config") or {})
 
-    def model_fields(self, core: _Core, config: _Core) -> Schema:
+    def model_fields(self, core: Core, config: Core) -> Schema:
         """The fields of a model: a name for each."""
         return self._object(core, config, core["fields"].items())
 
-    def typed_dict(self, core: _Core, config: _Core) -> Schema:
+    def typed_dict(self, core: Core, config: Core) -> Schema:
         """Here a field says itself whether it is required."""
         own = core.get("config") or config
         return self._object(core, own, core["fields"].items(), total=core.get("total", True))
 
-    def dataclass(self, core: _Core, config: _Core) -> Schema:
+    def dataclass(self, core: Core, config: Core) -> Schema:
         """Its arguments."""
         return self.schema(core["schema"], core.get("config") or {})
 
-    def dataclass_args(self, core: _Core, config: _Core) -> Schema:
+    def dataclass_args(self, core: Core, config: Core) -> Schema:
         """A field that is not given to `__init__` is none of the input's."""
         fields = [(field["name"], field) for field in core["fields"] if field.get("init", True)]
         return self._object(core, config, fields)
 
-    def _object(self, core: _Core, config: _Core, fields: Any, total: bool | None = None) -> Schema:
+    def _object(self, core: Core, config: Core, fields: Any, total: bool | None = None) -> Schema:
         properties: dict[str, Schema] = {}
         required: list[list[str]] = []
         for name, field in fields:
@@ -181,12 +175,12 @@ class _Walk:
             wanted = self.schema(field["schema"], config)
             for place, (key, is_whole) in enumerate(names):
                 # The value of a later name counts only where the earlier ones are missing.
-                own = wanted if place == 0 and is_whole else _ANYTHING
-                properties[key] = _both(properties.get(key, _ANYTHING), own)
+                own = wanted if place == 0 and is_whole else ANYTHING
+                properties[key] = _both(properties.get(key, ANYTHING), own)
             must = field.get("required", total) if total is not None else not self._has_default(field["schema"])
             if must and not self._has_default(field["schema"]):
-                if wanted is _NOTHING:
-                    return _NOTHING
+                if wanted is NOTHING:
+                    return NOTHING
                 required.append(list(dict.fromkeys(key for key, _ in names)))
         found: dict[str, Any] = {"type": "object"}
         if properties:
@@ -199,10 +193,10 @@ class _Walk:
             found["additionalProperties"] = False
         return found
 
-    def _forbids_extras(self, core: _Core, config: _Core) -> bool:
+    def _forbids_extras(self, core: Core, config: Core) -> bool:
         return (core.get("extra_behavior") or config.get("extra_fields_behavior")) == "forbid"
 
-    def _has_default(self, core: _Core, depth: int = 0) -> bool:
+    def _has_default(self, core: Core, depth: int = 0) -> bool:
         """Whether a missing value may be made up, as far as can be told; if not, that it may."""
         if core["type"] == "default":
             return True
@@ -218,69 +212,8 @@ class _Walk:
         wrapped = next((core[name] for name in names if name in core), None) if core["type"] in _WRAPPERS else None
         return wrapped is not None and self._has_default(wrapped, depth + 1)
 
-    # -- what has none -------------------------------------------------------------------------------------
 
-    def integer(self, core: _Core, config: _Core) -> Schema:
-        """Whole numbers, texts of them, and booleans."""
-        return {"type": _NUMERIC, "multipleOf": 1, "pattern": "[0-9]", **_bounds(core)}
-
-    def number(self, core: _Core, config: _Core) -> Schema:
-        """Numbers, texts of them, and booleans."""
-        return {"type": _NUMERIC, **_bounds(core)}
-
-    def decimal(self, core: _Core, config: _Core) -> Schema:
-        """Numbers, texts, and (sign, digits, exponent)."""
-        return {"type": ["array", *_NUMERIC], **_bounds(core)}
-
-    def boolean(self, core: _Core, config: _Core) -> Schema:
-        """Also 0 and 1, and words for them."""
-        return {"type": _NUMERIC}
-
-    def text(self, core: _Core, config: _Core) -> Schema:
-        """Patterns are left out: pydantic's, Python's and JSON Schema's regular expressions differ."""
-        coerced = core.get("coerce_numbers_to_str", config.get("coerce_numbers_to_str"))
-        found: dict[str, Any] = {"type": _NUMERIC if coerced else "string"}
-
-        def is_set(option: str) -> bool:
-            return bool(core.get(option, config.get(f"str_{option}")))
-
-        folds = is_set("to_lower") or is_set("to_upper")  # which may change the length
-        if core.get("min_length") and not folds:
-            found["minLength"] = core["min_length"]
-        if core.get("max_length") is not None and not folds and not is_set("strip_whitespace"):
-            found["maxLength"] = core["max_length"]
-        return found
-
-    def only_text(self, core: _Core, config: _Core) -> Schema:
-        """What is written as text."""
-        return {"type": "string"}
-
-    def moment(self, core: _Core, config: _Core) -> Schema:
-        """ISO 8601, or a number in one of two units."""
-        return {"type": ["number", "string"]}
-
-    def null(self, core: _Core, config: _Core) -> Schema:
-        """Null."""
-        return {"type": "null"}
-
-    def literal(self, core: _Core, config: _Core) -> Schema:
-        """Values; those of numbers and booleans are compared as Python does."""
-        return _values(core["expected"])
-
-    def enumeration(self, core: _Core, config: _Core) -> Schema:
-        """The values of the members, unless the class has a `_missing_` of its own."""
-        if core.get("missing") is not None or core["cls"]._missing_.__func__ is not _NO_MISSING:
-            return _ANYTHING
-        if core.get("sub_type") in ("int", "float"):
-            return {"type": _NUMERIC}
-        return _values([member.value for member in core["members"]])
-
-    def nothing(self, core: _Core, config: _Core) -> Schema:
-        """What only a Python object can be."""
-        return _NOTHING
-
-
-def names_of(name: str, field: _Core, config: _Core) -> list[tuple[str, bool]]:
+def names_of(name: str, field: Core, config: Core) -> list[tuple[str, bool]]:
     """The properties that a field's value is looked for in, in their order; False: within that property."""
     alias = field.get("validation_alias")
     by_alias, by_name = config.get("validate_by_alias", True), config.get("validate_by_name", False)
@@ -297,31 +230,9 @@ def names_of(name: str, field: _Core, config: _Core) -> list[tuple[str, bool]]:
     return found
 
 
-def _values(values: list[Any]) -> Schema:
-    plain = [value.value if isinstance(value, enum.Enum) else value for value in values]
-    if any(not isinstance(value, str | int | float | bool | None) for value in plain):
-        return _ANYTHING
-    exact = {"enum": [str(value) if isinstance(value, str) else value for value in plain]}
-    if all(isinstance(value, str | None) for value in plain):
-        return exact
-    if any(isinstance(value, str) for value in plain):
-        return _any_of([exact, {"type": ["boolean", "number"]}])
-    return {"type": ["boolean", "null", "number"]} if None in plain else {"type": ["boolean", "number"]}
-
-
-def _bounds(core: _Core) -> dict[str, Any]:
-    """Bounds of numbers; texts and booleans pass them by. A strict one may be met by rounding."""
-    found: dict[str, Any] = {}
-    for names, keyword in ((("ge", "gt"), "minimum"), (("le", "lt"), "maximum")):
-        for bound in (core.get(name) for name in names):
-            if isinstance(bound, int | float) and isfinite(bound) and abs(bound) <= _EXACT:
-                found[keyword] = bound
-    return found
-
-
 def _positions(items: list[Schema], required: int) -> Schema:
-    if _NOTHING in items[:required]:
-        return _NOTHING
+    if NOTHING in items[:required]:
+        return NOTHING
     found: dict[str, Any] = {"type": "array"}
     if items:
         found["prefixItems"] = items
@@ -331,26 +242,14 @@ def _positions(items: list[Schema], required: int) -> Schema:
 
 
 def _set(found: dict[str, Any], keyword: str, schema: Schema) -> None:
-    if schema is not _ANYTHING:
+    if schema is not ANYTHING:
         found[keyword] = schema
 
 
 def _both(one: Schema, other: Schema) -> Schema:
-    if one is _ANYTHING or other is _NOTHING:
+    if one is ANYTHING or other is NOTHING:
         return other
-    return one if other is _ANYTHING or one is _NOTHING else {"allOf": [one, other]}
-
-
-def _any_of(members: list[Schema]) -> Schema:
-    found: list[Any] = []
-    for member in members:
-        if member is _ANYTHING:
-            return _ANYTHING
-        if member is not _NOTHING and member not in found:
-            found.append(member)
-    if not found:
-        return _NOTHING
-    return found[0] if len(found) == 1 else {"anyOf": found}
+    return one if other is ANYTHING or one is NOTHING else {"allOf": [one, other]}
 
 
 _WRAPPERS = frozenset(
@@ -361,7 +260,7 @@ _WRAPPERS = frozenset(
 )
 
 # What is not here (validators of the user's, generators, complex numbers, named tuples, …) may take anything.
-_KINDS: dict[str, Callable[[_Walk, _Core, _Core], Schema]] = {
+_KINDS: dict[str, Callable[[_Walk, Core, Core], Schema]] = {
     "definitions": _Walk.definitions,
     "definition-ref": _Walk.reference,
     "function-after": _Walk.inner,
@@ -383,24 +282,4 @@ _KINDS: dict[str, Callable[[_Walk, _Core, _Core], Schema]] = {
     "typed-dict": _Walk.typed_dict,
     "dataclass": _Walk.dataclass,
     "dataclass-args": _Walk.dataclass_args,
-    "int": _Walk.integer,
-    "float": _Walk.number,
-    "decimal": _Walk.decimal,
-    "bool": _Walk.boolean,
-    "str": _Walk.text,
-    "bytes": _Walk.only_text,
-    "uuid": _Walk.only_text,
-    "url": _Walk.only_text,
-    "multi-host-url": _Walk.only_text,
-    "json": _Walk.only_text,
-    "date": _Walk.moment,
-    "datetime": _Walk.moment,
-    "time": _Walk.moment,
-    "timedelta": _Walk.moment,
-    "none": _Walk.null,
-    "literal": _Walk.literal,
-    "enum": _Walk.enumeration,
-    "is-instance": _Walk.nothing,
-    "is-subclass": _Walk.nothing,
-    "callable": _Walk.nothing,
 }

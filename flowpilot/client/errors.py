@@ -115,7 +115,7 @@ class ExecutionExists(FlowPilotError):
 
 class RetryRefused(FlowPilotError):
     """The engine makes no retry. `refusal`: results_gone, input_gone, input_too_large, in_progress, incident,
-    completed, never_began, other_version, too_many_retries or unknown_execution."""
+    completed, never_began, input_invalid, other_version, too_many_retries or unknown_execution."""
 
     def __init__(self, execution: str, refusal: str, detail: str) -> None:
         self.execution, self.refusal = execution, refusal

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, Field, field_validator
 
 from flowpilot import NonRetryable, Retry, RetryAfter, StepContext, Workflow, on_topic
 
 CALLS = Path(os.environ.get("ACCEPTANCE_CALLS", "calls"))
+BOOKINGS = f"{os.environ.get('FLOWPILOT_NAMESPACE', 'acceptance')}-bookings"
 ORDERS = f"{os.environ.get('FLOWPILOT_NAMESPACE', 'acceptance')}-orders"
 # For steps that lose attempts because a neighbour ends the process.
 PATIENT = Retry(max_attempts=20, initial="100ms", max_interval="1s")
@@ -170,6 +171,29 @@ def store(input: str, parse: int, ctx: StepContext) -> dict[str, Any]:
     return {"from": input, "parsed": parse}
 
 
+class Booking(BaseModel):
+    """Its alias and its validator are the type's alone: no JSON Schema has them."""
+
+    id: str = Field(validation_alias=AliasChoices("id", "booking_id"))
+    seats: int
+
+    @field_validator("seats")
+    @classmethod
+    def _there_are(cls, seats: int) -> int:
+        if seats > 4:
+            raise ValueError("there are 4 seats")
+        return seats
+
+
+booking = Workflow("booking", version="1", input=Booking, triggers=[on_topic(BOOKINGS, unique_by="key")])
+
+
+@booking.step
+def book(input: Booking, ctx: StepContext) -> int:
+    note(f"book {ctx.execution} {input.seats}")
+    return input.seats
+
+
 # No worker of ours serves its queue: the test answers as a worker in any language would.
 foreign = Workflow("foreign", version="1", queue="elsewhere", retry=Retry(max_attempts=3, initial="50ms"))
 
@@ -180,6 +204,6 @@ def outside(input: Any = None) -> Any:
 
 
 ALL = [f"tests.acceptance.flows:{name}" for name in (
-    "shop", "lingering", "crashing", "hanging", "troubles", "pair", "steady", "mending",
+    "shop", "lingering", "crashing", "hanging", "troubles", "pair", "steady", "mending", "booking",
 )]  # fmt: skip
 FOREIGN = "tests.acceptance.flows:foreign"

@@ -55,6 +55,16 @@ def test_the_newest_run_is_told(world: AuditWorld) -> None:
     assert glance(world.url, "other").sentence(100, None) is None
 
 
+def test_a_refused_input_leaves_no_execution_to_tell_of(world: AuditWorld) -> None:
+    refused = Chain(execution=keyed_execution_id("onboarding", "k"), run=3)
+    refused.started()
+    world.write(events(refused))
+    assert glance(world.url).sentence(100, None) is not None
+    refused("ExecutionFailed", errors={}, reason="input_invalid", detail="it does not fit")
+    world.write(events(refused))
+    assert glance(world.url).sentence(100, None) is None
+
+
 def test_a_server_that_does_not_answer_costs_next_to_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         asked = glance(f"postgresql://me@127.0.0.1:{silent.getsockname()[1]}/x")

@@ -12,7 +12,7 @@ from unittest.mock import AsyncMock, Mock
 
 import jsonschema_rs
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from flowpilot import (
     ExecutionCancelled,
@@ -219,6 +219,38 @@ def test_cancel() -> None:
             execution.result()
         env.advance("1h")
         assert types(env, execution)[-1] == "ExecutionCancelled"
+
+
+class Seats(BaseModel):
+    id: str
+    seats: int
+
+    @field_validator("seats")
+    @classmethod
+    def _there_are(cls, seats: int) -> int:
+        if seats > 4:
+            raise ValueError("there are 4 seats")
+        return seats
+
+
+def test_an_input_that_only_the_type_refuses_frees_its_key() -> None:
+    booking = Workflow("booking", version="1", input=Seats, triggers=[on_topic("bookings", unique_by="id")])
+    called: list[int] = []
+
+    @booking.step
+    def book(input: Seats) -> int:
+        called.append(input.seats)
+        return input.seats
+
+    with WorkflowEnvironment.blocking(booking) as env:
+        [refused] = env.publish("bookings", {"id": "b-1", "seats": 9})
+        assert (refused.status, called) == ("failed", [])
+        [letter] = env.dead_letters
+        assert (letter.reason, letter.topic, letter.offset) == ("input_invalid", "bookings", 0)
+        [good] = env.publish("bookings", {"id": "b-1", "seats": "3"})
+        assert good.id == refused.id
+        assert (good.result(), called) == (3, [3])
+        assert "StartDeduplicated" not in types(env, good)
 
 
 def test_triggers_are_routed_as_the_router_does() -> None:

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import orjson
 import psycopg2
 
+from flowpilot_schemas.messages import INPUT_INVALID
+
 _PATIENCE = 2  # seconds; the least that libpq knows
 
 _NEWEST = """
-    SELECT e.run, w.status, w.finished_at IS NOT NULL, e.body
+    SELECT e.run, w.status, w.finished_at IS NOT NULL, e.body, w.reason
     FROM audit_event e JOIN workflow_execution w ON w.execution_id = e.execution_id AND w.run = e.run
     WHERE e.execution_id = %s AND e.type = 'ExecutionStarted'
     ORDER BY e.run DESC LIMIT 1
@@ -30,7 +32,8 @@ class Earlier(NamedTuple):
 
 
 def earlier(database_url: str, execution: str) -> Earlier | None:
-    """The newest run that the audit record knows; None: it knows none. Raises `psycopg2.Error`."""
+    """The newest run that the audit record knows; None: it knows none, or a worker refused that run's input, so
+    that the key is free. Raises `psycopg2.Error`."""
     libpq = re.sub(r"\A(postgres(?:ql)?)\+\w+://", r"\1://", database_url)
     options = f"-c statement_timeout={_PATIENCE}s"
     with (
@@ -43,5 +46,7 @@ def earlier(database_url: str, execution: str) -> Earlier | None:
         found = cursor.fetchone()
     if found is None:
         return None
-    run, status, has_ended, body = found
+    run, status, has_ended, body, reason = found
+    if (status, reason) == ("failed", INPUT_INVALID):
+        return None
     return Earlier(run, status, has_ended, orjson.loads(bytes(body)).get("input"))
