@@ -14,11 +14,12 @@ from flowpilot.cli.failures import Exit
 from flowpilot.core.murmur2 import partition_of
 from flowpilot.local.services import LocalServices
 from flowpilot_schemas.ids import keyed_execution_id
+from flowpilot_schemas.topics import MEMBER_MESSAGE
 from tests import envelopes
 from tests.acceptance import flows
 from tests.acceptance.running import PATIENCE, Place, RunningSystem, running_system
 from tests.acceptance.test_bad_input import definition_of, event, start_of
-from tests.envelopes import ANY_TIME, GZIP, HOSTILE, LZ4, SNAPPY, ZSTD, Envelope
+from tests.envelopes import ANY_TIME, GZIP, HOSTILE, LZ4, SNAPPY, ZSTD, Envelope, batch
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
@@ -156,8 +157,12 @@ def test_topics_of_the_roles_take_every_envelope(alone: RunningSystem) -> None:
     keyed = [each for each in HOSTILE.values() if each.key is not None]  # what is compacted takes no others
     for topic in (topics.control, topics.replies):
         produce(alone, topic, [(each, b"{") for each in HOSTILE.values()])
-    for topic in (topics.definitions, topics.positions, topics.members):
+    for topic in (topics.definitions, topics.positions):
         produce(alone, topic, [(each, b"{") for each in keyed])
+    # A broker takes only small records there.
+    small = [each for each in keyed if len(batch([(each, b"{")])) < MEMBER_MESSAGE]
+    assert len(small) > len(keyed) // 2
+    produce(alone, topics.members, [(each, b"{") for each in small])
     still_works(alone)
 
 
