@@ -19,6 +19,7 @@ from flowpilot.app.serving import Needed, Seen, Wait, waits_for
 from flowpilot.ports.log import LogUnavailable
 from flowpilot.ports.members import LiveMembers
 from flowpilot.settings import Settings
+from flowpilot_schemas.members import WorkerAnnounced
 
 _log = structlog.get_logger("flowpilot.members")
 
@@ -45,18 +46,35 @@ async def look(settings: Settings) -> tuple[LiveMembers, LogDefinitions]:
         reader.close()
 
 
-def unannounced(queues: Iterable[str], members: Members, settings: Settings, live: LiveMembers) -> dict[str, int]:
-    """By queue, how many members of its group do not announce themselves; `members` are by group.
+def joined(
+    queue: str, topic: str, members: Sequence[Member], live: LiveMembers
+) -> list[tuple[Member | None, WorkerAnnounced | None]]:
+    """The members of a queue's group, each with its announcement; then the announcements without a member.
 
-    The client id of a FlowPilot worker is its id, unless the settings name another: then each announcement stands
-    for one member.
+    The client id of a FlowPilot worker is its id. That of a static member that was started again is its first
+    process's for good, and the settings may name another: such a member is found by its partitions, of which each
+    has one owner.
     """
+    newest_first = sorted(live.workers, key=lambda worker: worker.started_at, reverse=True)
+    announced = {worker.worker: worker for worker in newest_first if queue in worker.queues}
+    by_client = [(member, announced.pop(member.client, None)) for member in members]
+    found: list[tuple[Member | None, WorkerAnnounced | None]] = []
+    for member, worker in by_client:
+        if worker is None:
+            partitions = [partition for name, partition in member.partitions if name == topic]
+            same = next((name for name, other in announced.items() if other.queues[queue] == partitions), None)
+            worker = announced.pop(same) if same is not None else None
+        found.append((member, worker))
+    return found + [(None, announced[name]) for name in sorted(announced)]
+
+
+def unannounced(queues: Iterable[str], members: Members, settings: Settings, live: LiveMembers) -> dict[str, int]:
+    """By queue, how many members of its group do not announce themselves; `members` are by group."""
     found = {}
     for queue in queues:
-        announced = {worker.worker for worker in live.of_queue(queue)}
         there = members.get(settings.topics.worker_group(queue), [])
-        known = sum(member.client in announced for member in there)
-        found[queue] = max(0, len(there) - (known or len(announced)))
+        pairs = joined(queue, settings.topics.steps(queue), there, live)
+        found[queue] = sum(worker is None for _, worker in pairs)
     return found
 
 

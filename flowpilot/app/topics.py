@@ -8,7 +8,7 @@ from typing import Any
 
 from flowpilot.adapters.kafka.admin import KafkaAdmin, TopicOutcome, TopicPlan
 from flowpilot.adapters.kafka.groups import KafkaGroups, Member
-from flowpilot.app.members import look
+from flowpilot.app.members import joined, look
 from flowpilot.app.workflows import current_workflows
 from flowpilot.ports.members import LiveMembers
 from flowpilot.settings import Settings
@@ -103,16 +103,19 @@ def _announced(settings: Settings, admin: KafkaAdmin) -> LiveMembers:
 
 def _served(queue: str, topic: str, members: Sequence[Member], live: LiveMembers) -> list[Fields]:
     """A row a worker: first the members of the group, then those that are announced and no members (yet)."""
-    announced = {worker.worker: worker for worker in live.workers if queue in worker.queues}
     rows = []
-    for member in members:
+    for member, worker in joined(queue, topic, members, live):
+        if member is None:
+            assert worker is not None
+            rows.append(_row(worker.worker, None, worker.queues[queue], worker))
+            continue
         partitions = [partition for name, partition in member.partitions if name == topic]
-        worker = announced.pop(member.client, None)
         # A name that Kafka made up says less than the worker's own, which `execution show` has too.
-        is_made_up = worker is not None and member.member.startswith(f"{worker.worker}-")
-        name = worker.worker if worker is not None and is_made_up else member.member
-        rows.append(_row(name, member.host, partitions, worker))
-    return rows + [_row(name, None, worker.queues[queue], worker) for name, worker in announced.items()]
+        is_static = not member.client or not member.member.startswith(f"{member.client}-")
+        rows.append(
+            _row(worker.worker if worker and not is_static else member.member, member.host, partitions, worker)
+        )
+    return rows
 
 
 def _row(name: str | None, host: str | None, partitions: list[int], worker: WorkerAnnounced | None) -> Fields:

@@ -131,13 +131,18 @@ def test_nothing_is_missed_where_more_is_announced_than_is_read() -> None:
         ([], 0),  # announced, and not a member yet
         (["w1"], 0),
         (["w1", "a foreign one"], 1),
-        (["set by kafka_properties"], 0),
+        (["of the process before it"], 0),
         (["set by kafka_properties", "set by kafka_properties"], 1),
     ],
 )
 def test_members_of_the_group_that_do_not_announce_are_counted(clients: list[str], expected: int) -> None:
     settings = Settings(_env_file=None)
-    members = {settings.topics.worker_group("mail"): [Member("m", "host", [], client) for client in clients]}
+    members = {
+        settings.topics.worker_group("mail"): [
+            Member("m", "host", [(settings.topics.steps("mail"), number)], client)
+            for number, client in enumerate(clients)
+        ]
+    }
     live = LiveMembers([worker("w1", ONE)], [], 0)
     assert unannounced(["mail"], members, settings, live) == {"mail": expected}
 
@@ -160,6 +165,22 @@ def test_rows_of_a_queue_join_members_with_what_they_announce() -> None:
     ]
     assert rows[2]["versions"] is None
     assert [row["worker_id"] for row in rows] == ["w1", "w0", None, "w2"]
+
+
+def test_restarted_static_member_is_one_row() -> None:
+    topic = Topics().steps("mail")
+    members = [Member("static", "h1", [(topic, 0)], "the first process")]
+    [row] = _served("mail", topic, members, LiveMembers([worker("the second", ONE)], [], 0))
+    assert (row["worker"], row["worker_id"], _versions(row)) == ("static", "the second", "orders 1")
+
+
+def test_killed_worker_does_not_take_the_row_of_the_one_that_follows() -> None:
+    topic = Topics().steps("mail")
+    members = [Member("static", "h1", [(topic, 0)], "unknown")]
+    killed = worker("a", ONE, started_at="2026-01-01T00:00:00.000Z")
+    follows = worker("b", TWO, started_at="2026-01-01T00:01:00.000Z")
+    rows = _served("mail", topic, members, LiveMembers([killed, follows], [], 0))
+    assert [(row["worker"], row["worker_id"]) for row in rows] == [("static", "b"), ("a", "a")]
 
 
 def test_a_worker_of_many_versions_has_a_short_row() -> None:
