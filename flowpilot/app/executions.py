@@ -8,16 +8,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from flowpilot.adapters.postgres.archive import PostgresAuditArchive
 from flowpilot.adapters.postgres.models import TaskExecution, WorkflowExecution
 from flowpilot.adapters.postgres.queries import AuditQueries, Filter
-from flowpilot.app.database import Asked, asking, iso, querying
+from flowpilot.app.database import Asked, iso, querying
 from flowpilot.audit.projection import REFUSED
 from flowpilot.audit.records import without_nul
-from flowpilot.audit.verify import verify
 from flowpilot.core.status import ExecutionStatus
 from flowpilot.ports.audit import UNKNOWN
-from flowpilot.settings import Settings
 
 STATUSES = (
     *(status.value for status in ExecutionStatus if status is not ExecutionStatus.PENDING),
@@ -96,20 +93,6 @@ def history_of(asked: Asked, execution: str, *, run: int | None, after: int, lim
     shown = found.events[:limit]
     last = shown[-1].seq if len(found.events) > limit else None
     return HistoryPage(found.run, [event.body for event in shown], last)
-
-
-def differences(settings: Settings, execution: str | None) -> list[Fields]:
-    """Where the audit contradicts itself: hash chains, sequence, rows; and what the writer set aside as wrong."""
-    with querying(settings, AuditQueries) as queries, asking(settings) as engine:
-        found = [
-            {"execution": item.execution, "run": item.run, "seq": item.seq, "what": item.what}
-            for item in verify(PostgresAuditArchive(engine), execution)
-        ]
-        for item in queries.divergences():
-            if execution in (None, item.execution_id):
-                what = f"{item.reason}: {item.detail}"
-                found.append({"execution": item.execution_id, "run": item.run, "seq": item.seq, "what": what})
-        return found
 
 
 def _execution(row: WorkflowExecution) -> Fields:

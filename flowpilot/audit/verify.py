@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import orjson
@@ -12,6 +13,7 @@ from flowpilot.audit.projection import project
 from flowpilot.audit.records import history_event
 from flowpilot.ports.audit import UNKNOWN, AuditArchive, HistoryEvent, Row, StoredRun
 from flowpilot.ports.log import Fetched
+from flowpilot_schemas.codec import content_hash
 from flowpilot_schemas.history import HEADER_HASH, HEADER_PREV
 
 _NO_ROW: Row = {}
@@ -24,6 +26,13 @@ class Difference(NamedTuple):
     run: int
     seq: int | None
     what: str
+    stored: str = ""
+    """The hash of the stored event, where it concerns one."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells it from every other one, also from a later one of the same place."""
+        return content_hash(list(self)).partition(":")[2]
 
 
 def verify(archive: AuditArchive, execution: str | None = None) -> Iterator[Difference]:
@@ -33,8 +42,14 @@ def verify(archive: AuditArchive, execution: str | None = None) -> Iterator[Diff
     hash before it; its columns are what its bytes say; the rows are the fold of the events, column by column.
     """
     for run in archive.runs(execution):
+        stored = {event.seq: _hash(event) for event in run.events}
         for seq, what in _differences(run):
-            yield Difference(*run.key, seq, what)
+            yield Difference(*run.key, seq, what, stored.get(seq, "") if seq is not None else "")
+
+
+def _hash(event: HistoryEvent) -> str:
+    parts = (event.body, event.prev, event.hash)
+    return sha256(b"".join([len(part).to_bytes(8, "big") + part for part in parts])).hexdigest()
 
 
 def _differences(run: StoredRun) -> Iterator[tuple[int | None, str]]:

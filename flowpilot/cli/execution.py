@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flowpilot.cli.begin import begin, reach
+from flowpilot.cli.divergence import print_divergences
 from flowpilot.cli.failures import CommandFailed, Exit
 from flowpilot.cli.output import Format, Output, record, rows, say, value
 from flowpilot.cli.watch import ExecutionId, check_id, show, watch
@@ -278,19 +279,19 @@ def verify(
       flowpilot execution verify
       flowpilot execution verify 6f1c0b1e-0d0f-5d0e-8a53-2f7f4c1f0b11
 
-    Exit code 0: no difference; 1: there are some, listed on stdout.
+    Exit code 0: no difference but acknowledged ones; 1: there are others. All are listed on stdout.
 
-    Hash chains, gaps, and every row against the events.
+    Hash chains, gaps, and every row against the events. What cannot be mended, such as a record that somebody wrote
+    to the history topic, is acknowledged: `flowpilot divergence acknowledge`.
     """
-    from flowpilot.app import executions
+    from flowpilot.app import divergences, executions
 
     if execution is not None:
         check_id(execution)
     settings = begin()
     if execution is not None and executions.show_execution(settings, execution) is None:
         raise CommandFailed(f"the audit does not know execution {execution}", Exit.NOT_FOUND)
-    found = executions.differences(settings, execution)
-    rows(found, ("execution", "run", "seq", "what"), output, empty="no differences: the audit is sound")
-    if found:
-        say(f"{len(found)} difference{'' if len(found) == 1 else 's'}")
+    found = divergences.differences(settings, execution)
+    print_divergences(found, output, empty="no differences: the audit is sound")
+    if any(each["acknowledged"] is None for each in found):
         raise typer.Exit(Exit.ERROR)

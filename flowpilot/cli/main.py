@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from flowpilot.cli import dead_letter, dev, doctor, execution, init, operate, roles, schema, trigger, workflow
+from flowpilot.cli import (
+    dead_letter,
+    dev,
+    divergence,
+    doctor,
+    execution,
+    init,
+    operate,
+    roles,
+    schema,
+    trigger,
+    workflow,
+)
 from flowpilot.cli.failures import Exit, report
 from flowpilot.cli.usage import is_usage, report_usage
 
@@ -67,6 +79,7 @@ app.add_typer(workflow.app)
 app.add_typer(execution.app)
 app.add_typer(trigger.app)
 app.add_typer(dead_letter.app)
+app.add_typer(divergence.app)
 app.command()(schema.schema)
 operate.add_to(app)
 

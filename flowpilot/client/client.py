@@ -45,7 +45,7 @@ class ConnectedClient:
 
     def __init__(self, connection: Connection, *, actor: str | None = None) -> None:
         self._connection = connection
-        self._actor = actor or _user()
+        self._actor = actor or default_actor()
         self._workflows = Workflows(connection.definitions, connection.limits.input)
         self._replies = Replies(connection.reader, connection.topics, f"client-{uuid.uuid4()}")
         self._retries = Retries(self._workflows, self._replies, connection.audit, self._send)
@@ -251,7 +251,8 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _user() -> str:
+def default_actor() -> str:
+    """Who asks, where nobody is named: the user that runs this process."""
     try:
         return f"user:{getpass.getuser()}"
     except (KeyError, OSError):  # a container's user id without a name

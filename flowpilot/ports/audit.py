@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from flowpilot.core.errors import FlowPilotError
 from flowpilot.ports.log import TopicPartition
+from flowpilot_schemas.codec import content_hash
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.messages import DeadLetter
 from flowpilot_schemas.triggers import TriggerFiltered
@@ -78,6 +80,67 @@ class Divergence(NamedTuple):
     seq: int | None = None
     key: bytes | None = None
     body: bytes | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells it from every other one, also from a later one at the same place: 64 hexadecimal digits.
+
+        A sentence may come from a database and change with its release, so it counts only where no bytes do.
+        """
+        bytes_ = None if self.body is None else [_sha256(self.key or b""), _sha256(self.body)]
+        place = [self.topic, self.partition, self.offset, self.reason, self.execution, self.run, self.seq]
+        return content_hash([*place, bytes_ or self.detail]).partition(":")[2]
+
+    def cut(self) -> Divergence:
+        """As it is stored: of large bytes the first `KEPT_BYTES`, and their size and hash in the sentence."""
+        key, body, detail = self.key, self.body, self.detail
+        for name, value in (("key", key), ("value", body)):
+            if value is not None and len(value) > KEPT_BYTES:
+                whole = f"{len(value):,} bytes, sha256 {_sha256(value)}"
+                detail += f"; of the {name} ({whole}) the first {KEPT_BYTES:,} bytes are kept"
+        return self._replace(detail=detail, key=key and key[:KEPT_BYTES], body=body and body[:KEPT_BYTES])
+
+
+def _sha256(value: bytes) -> str:
+    return hashlib.sha256(value).hexdigest()
+
+
+KEPT_BYTES = 64 * 1024
+KEPT_DIVERGENCES = 1_000
+"""Divergences of a partition that are stored one by one: who can write to a topic must not fill the database."""
+FURTHER = "further"
+"""The reason of the one divergence that stands for all beyond that; its `seq` is their number."""
+
+
+def further(topic: str, partition: int, offset: int, count: int) -> Divergence:
+    """What stands for `count` divergences of a partition, of which the last is at `offset`."""
+    detail = (
+        f"{count:,} further divergences up to offset {offset} are counted and not listed: more than "
+        f"{KEPT_DIVERGENCES:,} of this partition are; the records are on the topic"
+    )
+    return Divergence(FURTHER, detail, topic, partition, offset, seq=count)
+
+
+class Acknowledgement(NamedTuple):
+    """That an operator knows of a divergence: it is listed, and is no error any more. `at` is ISO 8601."""
+
+    fingerprint: str
+    actor: str
+    reason: str
+    at: str
+
+
+class Acknowledgements(Protocol):
+    """What operators have acknowledged. Blocks; raises what the store raises."""
+
+    def acknowledged(self) -> dict[str, Acknowledgement]:
+        """All of them, by fingerprint."""
+        ...
+
+    def acknowledge(self, findings: Mapping[str, str], actor: str, reason: str) -> int:
+        """Acknowledge findings, given by fingerprint with a sentence each. How many were not before: the first
+        acknowledgement of a fingerprint stays as it is."""
+        ...
 
 
 @dataclass(slots=True)

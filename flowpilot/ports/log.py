@@ -81,11 +81,15 @@ def refuse_lost(record: Fetched) -> None:
 
 
 class Delivery(NamedTuple):
-    """Where a record was acknowledged, or the permanent error that concerns it alone (`offset` is then -1)."""
+    """Where a record was acknowledged, or the permanent error that concerns it alone (`offset` is then -1).
+
+    `timestamp`: the broker's time of the append, in ms since the epoch; None where the topic keeps the producer's.
+    """
 
     partition: int
     offset: int
     error: str | None = None
+    timestamp: int | None = None
 
 
 class LogUnavailable(FlowPilotError):

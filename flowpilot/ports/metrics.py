@@ -130,6 +130,12 @@ WORKER_CONTROL_IGNORED = Metric(
     "be read.",
     ("reason",),
 )
+WORKER_CLOCK_SKEW = Metric(
+    "flowpilot_worker_clock_skew_seconds",
+    "gauge",
+    "How far this machine's clock is ahead of the broker's, by the last acknowledgement; steps are judged by the "
+    "broker's time in any case.",
+)
 
 # Router
 

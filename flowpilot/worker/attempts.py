@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from flowpilot.authoring.durations import as_text
 from flowpilot.ports.log import Fetched
 from flowpilot.worker.answers import Answers
 from flowpilot.worker.attempt import Attempt, State, not_served
+from flowpilot.worker.clock import BrokerClock
 from flowpilot.worker.control import Control
 from flowpilot.worker.intake import Intake
 from flowpilot.worker.invoke import Outcome, Prepared, call, call_async, failure, prepare
@@ -32,7 +33,7 @@ from flowpilot_schemas.messages import StepError
 class Attempts:
     """Up to `concurrency` attempts at once, begun as the intakes' records arrive (it is their `Events`).
 
-    `intakes`: by topic; each whose news come here is in it. `clock` (ms since the epoch) judges `not_after` only.
+    `intakes`: by topic; each whose news come here is in it. `clock` judges `not_after`.
     Everything is called on the event loop.
     """
 
@@ -46,7 +47,7 @@ class Attempts:
         records: Records,
         intakes: Mapping[str, Intake],
         concurrency: int,
-        clock: Callable[[], int],
+        clock: BrokerClock,
         observed: Observed,
         traced: Traced,
     ) -> None:
@@ -171,7 +172,7 @@ class Attempts:
         except BadRecord as bad:
             self._records.bury(record, entry, partition, bad)
             return
-        why = "not_after" if self._clock() > not_after else self._control.why_over(task_id, message.task_id)
+        why = "not_after" if self._clock.is_past(not_after) else self._control.why_over(task_id, message.task_id)
         if why is not None:
             self._records.drop(record, entry, partition, why, message.task_id)
             return

@@ -17,13 +17,14 @@ import structlog
 from flowpilot.ports import meter as meters
 from flowpilot.ports import tracer as tracers
 from flowpilot.ports.definitions import Definitions, WorkflowDeleted
-from flowpilot.ports.log import LogUnavailable, Producer, Reader
+from flowpilot.ports.log import LogUnavailable, Producer, Reader, Record
 from flowpilot.ports.members import Announcer
 from flowpilot.ports.meter import Meter
 from flowpilot.ports.tracer import Tracer
 from flowpilot.worker.announced import Announced
 from flowpilot.worker.answers import Answers
 from flowpilot.worker.attempts import Attempts
+from flowpilot.worker.clock import BrokerClock, TimedProducer
 from flowpilot.worker.control import Control
 from flowpilot.worker.dropped import Dropped
 from flowpilot.worker.errors import WorkerExhausted
@@ -39,6 +40,7 @@ from flowpilot_schemas.mac import NO_SECRETS, StepSecrets
 from flowpilot_schemas.topics import Topics
 
 _log = structlog.get_logger("flowpilot.worker")
+_PATIENCE = 5.0  # seconds
 
 
 def _wall_clock() -> int:
@@ -56,7 +58,7 @@ class StepWorker:
     `concurrency`: handlers that run at once. `queues`: only these. `move_pointer`: what it registers becomes
     current, also where another version is. `grace`: seconds that running handlers get
     after `stop`; what has not ended then is handed back: redelivered, or failed as `worker_lost` where its start
-    is known. `clock` (ms since the epoch) judges `not_after` only.
+    is known. `clock` (ms since the epoch) is this machine's, and is only compared with the broker's.
     `on_ready` is called with the queues once they are subscribed to. `announcer`: tells others what is served, for
     `session` seconds at a time, and that it is `release`; without one nobody is told.
     With `secrets`, no step is run and no control record followed that none of them signed.
@@ -109,7 +111,9 @@ class StepWorker:
             session=session,
             release=release,
         )
-        self._answers = Answers(producer)
+        self._clock = BrokerClock(clock, meter)
+        self._producer = TimedProducer(producer, self._clock)
+        self._answers = Answers(self._producer)
         dropped = Dropped(self.worker_id, meter)
         self._control = Control(
             reader,
@@ -128,7 +132,7 @@ class StepWorker:
             records=Records(self._answers, self._intakes, topics.dead_letters, dropped=dropped, secrets=secrets),
             intakes=self._intakes,
             concurrency=concurrency,
-            clock=clock,
+            clock=self._clock,
             observed=observed,
             traced=Traced(tracer),
         )
@@ -197,6 +201,7 @@ class StepWorker:
                     await self._register(workflow.definition)
                 await self._serving.prepare()
                 await self._control.catch_up()
+                await self._ask_the_time()
                 return True
             except LogUnavailable as error:
                 _log.warning("the worker waits for the log", error=str(error))
@@ -205,6 +210,15 @@ class StepWorker:
                 except TimeoutError:
                     continue
         return False
+
+    async def _ask_the_time(self) -> None:
+        """Before the first step is judged: a record that says nothing (no such member) comes back with the time."""
+        nothing = Record(self._topics.members, f"worker/{self.worker_id}".encode(), None)
+        try:
+            await asyncio.wait_for(self._producer.send([nothing]), _PATIENCE)
+        except (LogUnavailable, TimeoutError) as error:
+            # Until the first report is acknowledged no step is dropped for its time.
+            _log.warning("the broker's time is not known yet", error=str(error))
 
     async def _register(self, definition: WorkflowDefinition) -> None:
         try:

@@ -12,6 +12,7 @@ import pytest
 
 from flowpilot.adapters.memory.audit import AuditTables, MemoryAuditStore
 from flowpilot.adapters.postgres.archive import PostgresAuditArchive
+from flowpilot.adapters.postgres.divergences import PostgresAcknowledgements
 from flowpilot.adapters.postgres.engine import connect
 from flowpilot.adapters.postgres.migrations import upgrade
 from flowpilot.adapters.postgres.queries import AuditQueries
@@ -20,6 +21,7 @@ from flowpilot.audit.projection import project
 from flowpilot.audit.verify import Difference, verify
 from flowpilot.core.outcomes import Fate
 from flowpilot.ports.audit import (
+    Acknowledgements,
     Advance,
     AuditArchive,
     AuditStore,
@@ -44,6 +46,14 @@ class KeptLetter(NamedTuple):
     reason: str
     key: bytes | None
     value: bytes | None
+
+
+class Kept(NamedTuple):
+    """A divergence as it is stored."""
+
+    fingerprint: str
+    reason: str
+    offset: int
 
 
 class KeptFate(NamedTuple):
@@ -91,9 +101,22 @@ class Audit(ABC):
         """What `verify` finds."""
         return list(verify(self.archive, execution))
 
+    def open_findings(self) -> list[str]:
+        """The fingerprints of what contradicts the audit and is not acknowledged: recorded, then recomputed."""
+        found = [each.fingerprint for each in (*self.kept(), *self.differences())]
+        return [each for each in found if each not in self.acknowledgements.acknowledged()]
+
     @property
     @abstractmethod
     def archive(self) -> AuditArchive: ...
+
+    @property
+    @abstractmethod
+    def acknowledgements(self) -> Acknowledgements: ...
+
+    @abstractmethod
+    def kept(self) -> list[Kept]:
+        """The fingerprints and places of the divergences that are stored, in the order in which they were found."""
 
     @abstractmethod
     def another(self) -> AuditStore:
@@ -138,6 +161,13 @@ class InMemory(Audit):
     @property
     def archive(self) -> AuditArchive:
         return self._store.tables
+
+    @property
+    def acknowledgements(self) -> Acknowledgements:
+        return self._store.tables
+
+    def kept(self) -> list[Kept]:
+        return [Kept(name, each.reason, each.offset) for name, each in self._store.tables.divergences.items()]
 
     def another(self) -> AuditStore:
         return MemoryAuditStore(self._store.tables)
@@ -193,6 +223,14 @@ class OnPostgres(Audit):
     def archive(self) -> AuditArchive:
         return PostgresAuditArchive(self._engine)
 
+    @property
+    def acknowledgements(self) -> Acknowledgements:
+        return PostgresAcknowledgements(self._engine)
+
+    def kept(self) -> list[Kept]:
+        rows = self._ask('SELECT fingerprint, reason, "offset" FROM audit_divergence ORDER BY id')
+        return [Kept(*row) for row in rows]
+
     def another(self) -> AuditStore:
         self._opened.append(PostgresAuditStore(self._url))
         return self._opened[-1]
@@ -231,7 +269,7 @@ class OnPostgres(Audit):
 
     def lose_all(self) -> None:
         self._ask("ALTER TABLE audit_event DISABLE TRIGGER append_only")
-        kept = "consumer_offset, dead_letter, trigger_fate, audit_divergence"
+        kept = "consumer_offset, dead_letter, trigger_fate, audit_divergence, audit_acknowledgement"
         self._ask(f"TRUNCATE audit_event, workflow, workflow_execution, {kept} CASCADE")
         self._ask("ALTER TABLE audit_event ENABLE TRIGGER append_only")
 

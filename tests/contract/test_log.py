@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from flowpilot.core.murmur2 import partition_of
-from flowpilot.ports.log import Delivery, LogUnavailable, Record
+from flowpilot.ports.log import LogUnavailable, Record
 from tests.contract.logs import MEMORY_AND_KAFKA, Log, open_log
 from tests.waiting import eventually_async
 
@@ -32,7 +32,8 @@ def test_records_come_back_as_they_were_produced(log: Log) -> None:
 
     async def scenario() -> None:
         before = time.time() * 1000
-        assert await log.producer().send(records) == [Delivery(0, offset) for offset in range(4)]
+        deliveries = await log.producer().send(records)
+        assert [each[:3] for each in deliveries] == [(0, offset, None) for offset in range(4)]
         found = await log.reader().read(topic, 0, 0, 4)
         assert [(item.topic, item.partition, item.offset) for item in found] == [(topic, 0, n) for n in range(4)]
         assert [Record(item.topic, item.key, item.value, 0, item.headers) for item in found] == records
@@ -70,6 +71,23 @@ def test_tasks_share_a_producer(log: Log) -> None:
             offsets = [delivery.offset for delivery in answer]
             assert offsets == sorted(offsets)
         assert sorted(d.offset for answer in answers for d in answer if d.partition == 0) == list(range(200))
+
+    run(scenario())
+
+
+def test_a_delivery_tells_the_brokers_time(log: Log) -> None:
+    """The very time that readers see of the record, not the producer's."""
+    topic = log.topic(2)
+
+    async def scenario() -> None:
+        records = [Record(topic, b"k", b"v", partition) for partition in (0, 1, 0)]
+        deliveries = await log.producer().send(records)
+        read = []
+        for each in deliveries:
+            read += await log.reader().read(topic, each.partition, each.offset, each.offset + 1)
+        assert [each.timestamp for each in deliveries] == [record.timestamp for record in read]
+        [refused] = await log.producer().send([Record(topic, b"k", b"v", 7)])
+        assert refused.timestamp is None
 
     run(scenario())
 
@@ -114,7 +132,7 @@ def test_one_bad_record_among_good_ones_fails_alone(log: Log) -> None:
         assert [delivery.offset for delivery in deliveries] == [0, -1, -1, -1, -1, 1, 0]
         assert [delivery.error is None for delivery in deliveries] == [True, False, False, False, False, True, True]
         assert [item.value for item in await reader.read(topic, 0, 0, 9)] == [b"before", b"after"]
-        assert await producer.send(records[-2:]) == [Delivery(0, 2), Delivery(1, 1)]
+        assert [each[:3] for each in await producer.send(records[-2:])] == [(0, 2, None), (1, 1, None)]
 
     run(scenario())
 
@@ -130,7 +148,7 @@ def test_a_topic_that_was_unknown_is_found_once_it_exists(log: Log) -> None:
 
         async def taken() -> bool:
             [delivery] = await producer.send([Record(late, b"k", b"v")])
-            return delivery == Delivery(0, 0)
+            return delivery[:3] == (0, 0, None)
 
         await eventually_async(taken)
 

@@ -30,7 +30,7 @@ from flowpilot.adapters.kafka.config import Properties, consumer_properties, pro
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
-from flowpilot.ports.log import Delivery, LogUnavailable, MembershipLost, Record, TopicPartition
+from flowpilot.ports.log import LogUnavailable, MembershipLost, Record, TopicPartition
 from flowpilot.settings import Settings
 from tests.conftest import delete_topics
 from tests.waiting import eventually, eventually_async
@@ -105,7 +105,7 @@ def test_a_gapless_producer_is_refused_nothing_it_may_send(kafka_settings: Setti
             ]
         )
         assert [delivery.offset for delivery in deliveries] == [0, -1, -1, 1]
-        assert await producer.send([Record(topic, b"k", b"3", 0)]) == [Delivery(0, 2)]
+        assert [each[:3] for each in await producer.send([Record(topic, b"k", b"3", 0)])] == [(0, 2, None)]
         producer.close()
 
     run(scenario())

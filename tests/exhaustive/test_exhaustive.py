@@ -71,8 +71,18 @@ def _next(subject: Subject, here: Situation) -> list[Situation]:
 
 
 def _onward(subject: Subject, here: Situation) -> Counter[Any]:
-    """Where it can go from here, and what is sent on the way, without names and numbers."""
+    """Where it can go from here, and what is sent on the way, without names and numbers.
+
+    And without what is told once: whether it was told before is no part of a situation (see `again.check`).
+    """
     return Counter(
-        (key_of(subject, there.state, there.now), tuple(sorted(output.record.topic for output in there.outputs)))
+        (
+            key_of(subject, there.state, there.now),
+            tuple(sorted(each.record.topic for each in there.outputs if not _is_told_once(each.record.value))),
+        )
         for there in _next(subject, here)
     )
+
+
+def _is_told_once(value: bytes | None) -> bool:
+    return any(kind in (value or b"") for kind in (b'"CompletionIgnored"', b'"CancelIgnored"'))

@@ -21,6 +21,7 @@ from flowpilot import Workflow
 from flowpilot.adapters.postgres.engine import driver_url
 from flowpilot.adapters.postgres.migrations import upgrade
 from flowpilot.app.database import prepare_database
+from flowpilot.app.divergences import UnknownDivergence, acknowledge, differences
 from flowpilot.app.doctor import Check, examine
 from flowpilot.app.topics import apply_topics, list_queues, list_topics, plan_topics
 from flowpilot.app.workflows import apply_workflow
@@ -123,11 +124,23 @@ def test_dead_letters_and_divergences_are_counted(fresh: Settings) -> None:
     execute(fresh, letter.format(2, "1 hour"))
     execute(
         fresh,
-        "INSERT INTO audit_divergence (reason, detail, topic, partition, \"offset\") VALUES ('r', 'd', 't', 0, 1)",
+        'INSERT INTO audit_divergence (reason, detail, topic, partition, "offset", fingerprint) '
+        "VALUES ('r', 'd', 't', 0, 1, 'f00d')",
     )
     checks = found(fresh)
     assert (checks["dead letters"].status, checks["dead letters"].detail) == ("warn", "1 within 24 hours")
-    assert (checks["audit record"].status, checks["audit record"].remedy) == ("fail", "flowpilot execution verify")
+    assert (checks["audit record"].status, checks["audit record"].remedy) == ("fail", "flowpilot divergence list")
+    [taken] = acknowledge(fresh, ["f00d"], None, "user:ann", "known")
+    assert taken["acknowledged"]["reason"] == "known"
+    checks = found(fresh)
+    assert (checks["audit record"].status, checks["audit record"].detail) == (
+        "ok",
+        "no divergence but 1 acknowledged",
+    )
+    assert [each["id"] for each in differences(fresh)] == ["f00d"]  # listed, and no error
+    assert acknowledge(fresh, [], None, "user:ann", "all") == []
+    with pytest.raises(UnknownDivergence, match="no divergence has an id that begins with 'beef'"):
+        acknowledge(fresh, ["f00d", "beef"], None, "user:ann", "known")
 
 
 def test_servers_that_do_not_answer_are_findings(fresh: Settings) -> None:

@@ -43,7 +43,7 @@ def test_the_storm_reaches_what_it_is_for() -> None:
     taken: set[str] = set()
     goes: set[bytes] = set()
     repeated = epochs = tombstones = 0
-    for seed in range(8):
+    for seed in range(12):
         run = Storm(seed)
         run.run()
         history = run.world.values(T.history)

@@ -124,8 +124,8 @@ class World:
         return BEGIN + self.loop.time() + process.skew
 
     def _latest_ms(self, process: Process) -> int:
-        """What its clock may have shown at most until now."""
-        return int((BEGIN + self.loop.time() + process.furthest) * 1_000)
+        """What its clock, or that of a leader, may have shown at most until now."""
+        return int((BEGIN + self.loop.time() + max(process.furthest, 1.5)) * 1_000)
 
     def name_anew(self) -> str:
         """A name that was not given yet."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException
 from confluent_kafka import Producer as ConfluentProducer
 
 from flowpilot.adapters.kafka.config import Properties
@@ -49,7 +49,9 @@ class _Batch:
     def report(self, index: int, error: Any, message: Any) -> None:
         """librdkafka's delivery report of the record at `index`."""
         if error is None:
-            self.deliveries[index] = Delivery(message.partition(), message.offset())
+            kind, timestamp = message.timestamp()
+            appended = timestamp if kind == TIMESTAMP_LOG_APPEND_TIME else None
+            self.deliveries[index] = Delivery(message.partition(), message.offset(), timestamp=appended)
         else:
             self._fail(index, error, -1 if message is None else message.partition())
         self._count()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -17,7 +17,10 @@ import orjson
 
 from flowpilot.core.outcomes import Fate, begun, current
 from flowpilot.ports.audit import (
+    FURTHER,
+    KEPT_DIVERGENCES,
     UNKNOWN,
+    Acknowledgement,
     Batch,
     BatchRefused,
     Changes,
@@ -37,6 +40,7 @@ from flowpilot.ports.audit import (
     RunKey,
     StoredRun,
     TaskKey,
+    further,
 )
 from flowpilot.ports.log import TopicPartition
 from flowpilot_schemas.messages import RecordHeader
@@ -70,7 +74,9 @@ class AuditTables:
         self.letters: dict[tuple[Any, ...], Letter] = {}
         self.filtered: list[TriggerFiltered] = []
         self.repeats: dict[tuple[str, int, int], Repeat] = {}
-        self.divergences: dict[tuple[Any, ...], Divergence] = {}
+        self.divergences: dict[str, Divergence] = {}
+        """By fingerprint."""
+        self._acknowledged: dict[str, Acknowledgement] = {}
 
     def begin(self, positions: Mapping[TopicPartition, Position]) -> None:
         """See `AuditStore.begin`."""
@@ -106,8 +112,35 @@ class AuditTables:
             place = (message.topic, message.partition, message.offset, message.timestamp)
             self.letters.setdefault((*place, message.source, message.reason, message.workflow), letter)
         for each in found:
-            self.divergences.setdefault((each.topic, each.partition, each.offset, each.reason), each)
+            self._keep(each)
         return found
+
+    def _keep(self, divergence: Divergence) -> None:
+        if divergence.fingerprint in self.divergences:
+            return
+        place = divergence.topic, divergence.partition
+        here = [each for each in self.divergences.values() if (each.topic, each.partition) == place]
+        stands = [each for each in here if each.reason == FURTHER]
+        if len(here) - len(stands) < KEPT_DIVERGENCES:
+            self.divergences[divergence.fingerprint] = divergence.cut()
+            return
+        count = 1
+        for each in stands:
+            del self.divergences[each.fingerprint]
+            count += each.seq or 0
+        more = further(*place, divergence.offset, count)
+        self.divergences[more.fingerprint] = more
+
+    def acknowledged(self) -> dict[str, Acknowledgement]:
+        """See `Acknowledgements`."""
+        return dict(self._acknowledged)
+
+    def acknowledge(self, findings: Mapping[str, str], actor: str, reason: str) -> int:
+        """See `Acknowledgements`."""
+        new = [fingerprint for fingerprint in findings if fingerprint not in self._acknowledged]
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._acknowledged |= {each: Acknowledgement(each, actor, reason, at) for each in new}
+        return len(new)
 
     def _append(self, events: Sequence[HistoryEvent]) -> Iterator[Divergence]:
         """Append what is not there yet; what is there with other bytes."""

@@ -148,12 +148,13 @@ class MemoryLog:
             return Delivery(number, -1, f"{record.topic} is compacted and takes no record without a key")
         place = topic.partitions[number]
         offset, place.end = place.end, place.end + 1
+        now = self._clock()
         place.records.append(
-            Fetched(record.topic, number, offset, self._clock(), record.key, record.value, tuple(record.headers))
+            Fetched(record.topic, number, offset, now, record.key, record.value, tuple(record.headers))
         )
         for group in self._groups.values():
             group.wake(record.topic)
-        return Delivery(number, offset)
+        return Delivery(number, offset, timestamp=now)
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """(low watermark, log end). Raises `LogUnavailable` for what does not exist."""

@@ -319,11 +319,16 @@ class TriggerFate(Base):
 
 
 class AuditDivergence(Base):
-    """What should not be: a record that contradicts the audit or cannot be read. This table must stay empty."""
+    """What should not be: a record that contradicts the audit or cannot be read.
+
+    This table must stay empty; what an operator knows of is in `audit_acknowledgement`. Of a partition with very
+    many, one row with the reason `further` stands for the rest, and `seq` is their number.
+    """
 
     __tablename__ = "audit_divergence"
     __table_args__ = (
-        UniqueConstraint("topic", "partition", "offset", "reason", name="uq_audit_divergence_record"),
+        UniqueConstraint("fingerprint", name="uq_audit_divergence_fingerprint"),
+        Index("ix_audit_divergence_place", "topic", "partition"),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
@@ -338,3 +343,19 @@ class AuditDivergence(Base):
     seq: Mapped[int | None]
     key: Mapped[bytes | None]
     body: Mapped[bytes | None]
+    fingerprint: Mapped[str] = mapped_column(Identifier)
+
+
+class AuditAcknowledgement(Base):
+    """What an operator knows of and has given a reason for: a divergence, or a difference that `verify` finds.
+
+    `fingerprint` is its content's, so that another one at the same place is not acknowledged with it.
+    """
+
+    __tablename__ = "audit_acknowledgement"
+
+    fingerprint: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    acknowledged_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    actor: Mapped[str]
+    reason: Mapped[str]
+    what: Mapped[str]

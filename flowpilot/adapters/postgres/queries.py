@@ -153,7 +153,7 @@ class AuditQueries:
         with self._session() as session:
             return dict(session.execute(found).all())
 
-    def divergences(self, limit: int = 100) -> Sequence[AuditDivergence]:
+    def divergences(self, limit: int | None = None) -> Sequence[AuditDivergence]:
         """What should not be, the oldest first; empty in a sound audit."""
         with self._session() as session:
             return session.scalars(select(AuditDivergence).order_by(AuditDivergence.id).limit(limit)).all()

@@ -17,9 +17,10 @@ from sqlalchemy.orm import Session
 
 from flowpilot.adapters.postgres.bulk import EVENT_TYPES, identifiers, literal, run, source
 from flowpilot.adapters.postgres.definitions import apply_definitions
+from flowpilot.adapters.postgres.divergences import insert_divergences
 from flowpilot.adapters.postgres.engine import connect
 from flowpilot.adapters.postgres.fates import insert_fates
-from flowpilot.adapters.postgres.models import AuditDivergence, DeadLetterRow
+from flowpilot.adapters.postgres.models import DeadLetterRow
 from flowpilot.adapters.postgres.rows import known_runs, write_rows
 from flowpilot.ports.audit import (
     Advance,
@@ -167,7 +168,7 @@ def _write(connection: Connection, batch: Batch, project: Project) -> Sequence[D
     if batch.letters:
         _insert_letters(session, batch.letters)
     if divergences:
-        _insert_divergences(session, divergences)
+        insert_divergences(session, divergences)
     return divergences
 
 
@@ -244,12 +245,3 @@ def _insert_letters(session: Session, letters: Iterable[Letter]) -> None:
             b64decode(header.value), b64decode(header.name_base64 or "")
         rows.append({**row, "reported_at": datetime.fromtimestamp(at / 1000, UTC)})
     session.execute(insert(DeadLetterRow).on_conflict_do_nothing(), rows)
-
-
-def _insert_divergences(session: Session, divergences: Iterable[Divergence]) -> None:
-    rows = []
-    for divergence in divergences:
-        row = divergence._asdict()
-        row["execution_id"] = row.pop("execution")
-        rows.append(row)
-    session.execute(insert(AuditDivergence).on_conflict_do_nothing(), rows)
