@@ -20,6 +20,7 @@ from flowpilot.app.serving import Seen, unserved
 from flowpilot.app.topics import registered_queues
 from flowpilot.ports.log import LogUnavailable
 from flowpilot.settings import Settings
+from flowpilot_schemas.mac import INVALID, MISSING
 
 # Records: a role that is so far behind does not keep up, or has only just been started.
 MANY = 1_000
@@ -114,6 +115,13 @@ def _audit(settings: Settings) -> Iterator[Check]:
             letters = connection.execute(
                 text("SELECT count(*) FROM dead_letter WHERE reported_at > now() - interval '24 hours'")
             ).scalar_one()
+            refused = connection.execute(
+                text(
+                    "SELECT count(*) FROM dead_letter WHERE reason = ANY(:reasons) "
+                    "AND reported_at > now() - interval '24 hours'"
+                ),
+                {"reasons": [MISSING, INVALID]},
+            ).scalar_one()
             diverged, known = connection.execute(
                 text(
                     "SELECT count(*) FILTER (WHERE a.fingerprint IS NULL), count(a.fingerprint) "
@@ -130,6 +138,10 @@ def _audit(settings: Settings) -> Iterator[Check]:
         yield Check("dead letters", "warn", detail, "flowpilot dead-letter list")
     else:
         yield Check("dead letters", "ok", "none within 24 hours")
+    if refused:
+        detail = f"{refused} step messages within 24 hours were not run: they are not signed, or by another secret"
+        remedy = "give engines and workers the same FLOWPILOT_STEP_SECRET; flowpilot dead-letter list --letters"
+        yield Check("step secret", "warn", detail, remedy)
     if diverged:
         detail = f"{diverged} records contradict the audit"
         yield Check("audit record", "fail", detail, "flowpilot divergence list")

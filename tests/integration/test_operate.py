@@ -129,6 +129,9 @@ def test_dead_letters_and_divergences_are_counted(fresh: Settings) -> None:
     )
     checks = found(fresh)
     assert (checks["dead letters"].status, checks["dead letters"].detail) == ("warn", "1 within 24 hours")
+    assert "step secret" not in checks
+    execute(fresh, letter.format(3, "1 hour").replace("'r'", "'step_mac_invalid'"))
+    assert found(fresh)["step secret"].status == "warn"
     assert (checks["audit record"].status, checks["audit record"].remedy) == ("fail", "flowpilot divergence list")
     [taken] = acknowledge(fresh, ["f00d"], None, "user:ann", "known")
     assert taken["acknowledged"]["reason"] == "known"

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowpilot.audit import projection, reading, records, writer
 from flowpilot.audit.reading import Reading
-from flowpilot.ports.audit import Batch
+from flowpilot.ports.audit import Batch, Divergence
 from tests.mutants.catalogue import Catalogue, Patch
 
 audit, agent = Catalogue("audit"), Catalogue("agent")
@@ -122,6 +122,12 @@ def gaps_are_not_told(patch: Patch) -> None:
 
     patch.setattr(projection, "project", project)
     patch.setattr(writer, "project", project)
+
+
+@audit("S6", "integration")
+def an_acknowledgement_holds_for_its_place(patch: Patch) -> None:
+    """Whatever contradicts the audit at a place where something was acknowledged is acknowledged with it."""
+    patch.setattr(Divergence, "fingerprint", property(lambda self: f"{self.topic}/{self.partition}/{self.offset}"))
 
 
 @audit("R1", "integration")

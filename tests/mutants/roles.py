@@ -14,6 +14,7 @@ from flowpilot.router.output import Output
 from flowpilot.router.reading import Served, serve
 from flowpilot.worker import answers, attempt
 from flowpilot.worker.attempts import Attempts
+from flowpilot.worker.clock import BrokerClock
 from flowpilot.worker.control import Control
 from flowpilot.worker.handlers import Handler
 from flowpilot.worker.intake import Intake
@@ -226,6 +227,12 @@ def suspects_run_at_once(patch: Patch) -> None:
 def cancels_do_not_reach_handlers(patch: Patch) -> None:
     """A worker begins and goes on with steps of executions that are cancelled."""
     patch.setattr(Control, "why_over", lambda self, task, task_id: None)
+
+
+@worker("S10", "unit")
+def steps_are_judged_by_this_machines_clock(patch: Patch) -> None:
+    """A worker whose clock is ahead drops steps that are wanted."""
+    patch.setattr(BrokerClock, "is_past", lambda self, moment: self._local() > moment)
 
 
 @worker("S12", "unit")
