@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
 
-SECRET, OTHER = "the engine and its workers know", "somebody else's, and as long"
+SECRET, OTHER = "the engine and its workers know", "somebody else and as long"
 FLOW = "tests.acceptance.flows:shop"
 
 
