@@ -37,6 +37,7 @@ from flowpilot.worker.traced import Traced
 from flowpilot.worker.watch import Watch
 from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.mac import NO_SECRETS, StepSecrets
+from flowpilot_schemas.members import CLOCK_KEY
 from flowpilot_schemas.topics import Topics
 
 _log = structlog.get_logger("flowpilot.worker")
@@ -212,8 +213,8 @@ class StepWorker:
         return False
 
     async def _ask_the_time(self) -> None:
-        """Before the first step is judged: a record that says nothing (no such member) comes back with the time."""
-        nothing = Record(self._topics.members, f"worker/{self.worker_id}".encode(), None)
+        """Before the first step is judged: a record that says nothing comes back with the time."""
+        nothing = Record(self._topics.members, CLOCK_KEY, None, partition=0)
         try:
             await asyncio.wait_for(self._producer.send([nothing]), _PATIENCE)
         except (LogUnavailable, TimeoutError) as error:
