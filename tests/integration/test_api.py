@@ -139,8 +139,8 @@ def test_dead_letters_and_their_bytes(http: httpx.Client, world: AuditWorld) -> 
     assert (b64decode(shown["value_base64"]), shown["value_text"], shown["workflow"]) == (hostile, None, "w")
     assert (shown["headers"], shown["headers_left_out"]) == (
         [
-            {"name": "traceparent", "value_base64": "MDAtMQ==", "value_text": "00-1"},
-            {"name": "bytes", "value_base64": "/w==", "value_text": None},
+            {"name": "traceparent", "name_base64": None, "value_base64": "MDAtMQ==", "value_text": "00-1"},
+            {"name": "bytes", "name_base64": None, "value_base64": "/w==", "value_text": None},
         ],
         0,
     )
