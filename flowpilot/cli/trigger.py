@@ -1,4 +1,4 @@
-"""`flowpilot trigger publish|fate|dry-run`."""
+"""`flowpilot trigger publish|fate|dry-run|rewind`."""
 
 from __future__ import annotations
 
@@ -117,6 +117,29 @@ def _expected(foretold: dict[str, Any]) -> str:
             return f"{who}: starts nothing, {foretold['detail']}"
         case _:
             return f"{who}: a dead letter, {foretold['reason']}: {foretold['detail']}"
+
+
+@app.command()
+def rewind(
+    topic: TopicName,
+    partition: Annotated[int, typer.Argument(help="The partition.", metavar="PARTITION", min=0)],
+    offset: Annotated[int, typer.Argument(help="Where to go on.", metavar="OFFSET", min=0, max=2**62)],
+) -> None:
+    """Let the router go on from OFFSET with a partition whose log has lost its last records.
+
+    \b
+    Example:
+      flowpilot trigger rewind patients.registered 0 4711        as the router and `flowpilot doctor` print it
+
+    The records that are gone keep what became of them. One published since under the offset of such a record is
+    served; without a key of its own it meets the execution of that record (`key_conflict`): publish it again.
+    A router that reads the partition goes on where it is. Exit code 1: no position is beyond OFFSET.
+    """
+    from flowpilot.app.rewinding import rewind as move_back
+
+    settings = begin()
+    workflows = asyncio.run(move_back(settings, topic, partition, offset))
+    line(f"{topic}/{partition} goes on from offset {offset} for {', '.join(workflows)}")
 
 
 @app.command()

@@ -96,6 +96,17 @@ class LogUnavailable(FlowPilotError):
     """The log did not answer, or refused for a reason that may pass. What was asked may or may not be done."""
 
 
+class PartitionUnavailable(LogUnavailable):
+    """One partition cannot be read for now: its topic is gone or refused, or the position is not in its log.
+
+    Nothing of it is delivered until the next `seek`, or until it is assigned anew; the others go on.
+    """
+
+    def __init__(self, partition: TopicPartition, reason: str) -> None:
+        super().__init__(f"{partition.topic}/{partition.partition}: {reason}")
+        self.partition = partition
+
+
 class MembershipLost(FlowPilotError):
     """Another member has this one's static name: it is out of the group for good. A new process can join."""
 
@@ -112,8 +123,8 @@ class Producer(Protocol):
         ...
 
 
-class Reader(Protocol):
-    """Reads given ranges, outside any group."""
+class Offsets(Protocol):
+    """What a partition holds. Both raise `LogUnavailable`, about this partition alone."""
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """(low watermark, log end): the first offset there is and the next one to be written."""
@@ -127,6 +138,10 @@ class Reader(Protocol):
         """The offset of the first record whose timestamp is `timestamp` (ms) or later; if there is none, what was
         the log end when this was asked."""
         ...
+
+
+class Reader(Offsets, Protocol):
+    """Reads given ranges, outside any group."""
 
     async def read(self, topic: str, partition: int, start: int, end: int) -> list[Fetched]:
         """The records with start ≤ offset < end that compaction and retention have left, in order."""
@@ -144,11 +159,15 @@ class Consumer(Protocol):
         """Up to `max_records` that are there now; waits up to `timeout` seconds for the first.
 
         Raises `LogUnavailable`, and from then on always `MembershipLost` once it is out of the group for good.
+        What concerns one partition is `PartitionUnavailable`, raised once; the next poll delivers the others.
         """
         ...
 
-    async def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Commit the next offsets to read. Raises `LogUnavailable`; a lost partition is not an error."""
+    async def commit(
+        self, positions: Mapping[TopicPartition, int], notes: Mapping[TopicPartition, str] | None = None
+    ) -> None:
+        """Commit the next offsets to read, each with the note that `noted` returns. Raises `LogUnavailable`; a
+        partition that is lost, or whose topic is gone, is not an error."""
         ...
 
     async def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int | None]:
@@ -175,6 +194,10 @@ class Consumer(Protocol):
 class Subscriber(Consumer, Protocol):
     """A group member whose topics can be replaced."""
 
+    async def noted(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, str]]:
+        """The committed positions with their notes, of those that have one. Raises `LogUnavailable`."""
+        ...
+
     def subscribe(self, topics: Sequence[str]) -> None:
         """Read these topics from the next rebalance on."""
         ...
@@ -184,5 +207,5 @@ class TopicCatalog(Protocol):
     """Which topics there are."""
 
     async def topic_ids(self, names: Iterable[str]) -> dict[str, str]:
-        """The id (KIP-516) of each of `names` that exists. Raises `LogUnavailable`."""
+        """The id (KIP-516) of each of `names` that exists and may be described. Raises `LogUnavailable`."""
         ...

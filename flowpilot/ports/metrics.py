@@ -145,6 +145,12 @@ ROUTER_LAG = Metric(
     "Age of the topic's last records when what they start was acknowledged, by the records' own timestamps.",
     ("topic",),
 )
+ROUTER_CLOSED = Metric(
+    "flowpilot_router_closed_partitions",
+    "gauge",
+    "Partitions that this router is to read and does not: their topic is gone, or they cannot be opened.",
+    ("topic",),
+)
 ROUTER_BATCH = Metric(
     "flowpilot_router_batch_records", "histogram", "Trigger records routed at once.", (), _RECORDS
 )

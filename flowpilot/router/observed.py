@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from flowpilot.ports import metrics
-from flowpilot.ports.log import Fetched
+from flowpilot.ports.log import Fetched, TopicPartition
 from flowpilot.ports.meter import Meter, Metric
 from flowpilot.router.reading import Served
 from flowpilot_schemas.messages import StartExecution
@@ -18,6 +18,7 @@ class Observed:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
+        self._closed: set[str] = set()
 
     def arrived(self, records: Sequence[Fetched]) -> None:
         """What the group delivered is done."""
@@ -32,6 +33,17 @@ class Observed:
             oldest[topic] = min(timestamp, oldest.get(topic, timestamp))
         for topic, timestamp in oldest.items():
             meter.set(metrics.ROUTER_LAG, max(0.0, now - timestamp / 1_000), topic)
+
+    def closed(self, partitions: Iterable[TopicPartition]) -> None:
+        """These are assigned and not read."""
+        if not self._meter.is_on:
+            return
+        found = Counter(partition.topic for partition in partitions)
+        for topic, count in found.items():
+            self._meter.set(metrics.ROUTER_CLOSED, count, topic)
+        for topic in self._closed - found.keys():
+            self._meter.set(metrics.ROUTER_CLOSED, 0, topic)
+        self._closed = set(found)
 
     def served(self, batch: Sequence[Served]) -> None:
         """The fates of records, for each workflow that reads them."""

@@ -44,10 +44,12 @@ class Output:
             reading.omissions = Omissions()
         unsaved = [(reading, reading.unsaved()) for reading in readings]
         await self._positions.write(
-            {reading.key(name): position for reading, found in unsaved for name, position in found.items()}
+            {reading.key(name): position for reading, found in unsaved for name, position in found.items()},
+            [reading.key(name) for reading, found in unsaved for name in found if name in reading.disputed],
         )
         for reading, found in unsaved:
             reading.saved |= found
+            reading.disputed -= found.keys()
 
     async def _send(self, records: Sequence[Record]) -> None:
         deliveries = await self._producer.send(records) if records else []

@@ -37,7 +37,11 @@ class Reading:
     saved: dict[str, TriggerPosition] = field(default_factory=dict)
     committed: int | None = None
     omissions: Omissions = field(default_factory=Omissions)
-    caught_up_at: float = 0.0
+    caught_up_at: float = 0.0  # monotonic seconds, as is the next
+    catch_up_due: float = 0.0
+    catch_up_tries: int = 0
+    disputed: set[str] = field(default_factory=set)
+    """Workflows whose key has a position of somebody else's."""
 
     def key(self, workflow: str) -> PositionKey:
         """The key of a workflow's position."""
@@ -51,11 +55,24 @@ class Reading:
         """Those that are not at the cursor yet."""
         return [name for name in self.readers(where) if self.next.get(name, self.cursor) < self.cursor]
 
+    def place(self, workflow: str) -> tuple[int, int] | None:
+        """A workflow's registration and position, None if it is not on the partition."""
+        return (self.registered[workflow], self.next[workflow]) if workflow in self.next else None
+
+    def put_off_catching_up(self, now: float) -> None:
+        """A slice could not be read: wait longer from time to time, up to five seconds."""
+        self.catch_up_due = now + min(0.1 * 2.0 ** min(self.catch_up_tries, 16), 5.0)
+        self.catch_up_tries += 1
+
     def keep_only(self, readers: Collection[str]) -> None:
         """Forget the workflows that read the topic no more; their positions stay in the log."""
         for name in [name for name in self.next if name not in readers]:
-            for kept in (self.next, self.registered, self.saved):
-                kept.pop(name, None)
+            self.leave(name)
+
+    def leave(self, workflow: str) -> None:
+        """Forget where the workflow is."""
+        for kept in (self.next, self.registered, self.saved):
+            kept.pop(workflow, None)
 
     def omissions_as(self, topic: str) -> Record:
         """What was left out, as a record of `topic`."""
@@ -73,20 +90,32 @@ class Reading:
 
 
 class Served(NamedTuple):
-    """What a run of records up to `end` means for `workflows`; nothing is changed before `done`."""
+    """What a run of records up to `end` means for workflows; nothing is changed before `done`.
+
+    `before`: by workflow, its registration and position when this was made; `ranges`: what was left out beside
+    the records, as [first, last].
+    """
 
     reading: Reading
-    workflows: Collection[str]
+    before: dict[str, tuple[int, int]]
     end: int
     outcomes: list[tuple[Fetched, StartExecution | DeadLetter]]
     omitted: list[tuple[Omitted, int]]
+    ranges: list[tuple[Omitted, int, int]]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its workflows stand where they stood: one may have left, or joined anew."""
+        return all(self.reading.place(name) == place for name, place in self.before.items())
 
     def done(self) -> None:
         """The outcomes are acknowledged: the positions move."""
         reading = self.reading
         for omitted, offset in self.omitted:
             reading.omissions.add(omitted, offset, offset)
-        for name in self.workflows:
+        for left_out in self.ranges:
+            reading.omissions.add(*left_out)
+        for name in self.before:
             reading.next[name] = max(reading.next[name], self.end)
 
 
@@ -97,10 +126,11 @@ def serve(
 
     After `LONGEST` it ends before the next record, wherever that is: `Served.end` says how far it came.
     """
-    served = Served(reading, workflows, end, [], [])
+    before = {name: (reading.registered[name], reading.next[name]) for name in workflows}
+    served = Served(reading, before, end, [], [], [])
     if not workflows:
         return served
-    all_of_them = len(workflows) == len(reading.readers(where))
+    all_of_them = before.keys() == reading.readers(where).keys()
     settled = max(reading.next[name] for name in workflows)
     begun = time.monotonic()
     for number, record in enumerate(records):

@@ -17,6 +17,7 @@ from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.catalog import KafkaTopicCatalog
 from flowpilot.adapters.kafka.config import consumer_properties, producer_properties, reader_properties
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
+from flowpilot.adapters.kafka.offsets import KafkaTriggerReader
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
 from flowpilot.ports.log import Delivery, Record
@@ -40,6 +41,7 @@ class World:
         self.admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
         self.producer = KafkaProducer(producer_properties(settings))
         self.reader = KafkaReader(reader_properties(settings))
+        self.trigger_reader = KafkaTriggerReader(settings, reader_properties(settings))
         self.definitions = LogDefinitions(self.producer, self.reader, self.topics.definitions)
         self.catalog = KafkaTopicCatalog(settings)
 
@@ -101,7 +103,9 @@ class World:
 
     def router(self, producer: Any = None, commit_interval: float = 0.1) -> Router:
         def consumer(topics: Sequence[str], **handlers: Any) -> KafkaConsumer:
-            return KafkaConsumer(consumer_properties(self.settings, self.topics.router_group), topics, **handlers)
+            properties = consumer_properties(self.settings, self.topics.router_group)
+            refreshed = {"topic.metadata.refresh.interval.ms": 2_000, "auto.offset.reset": "error"}
+            return KafkaConsumer({**properties, **refreshed}, topics, **handlers)
 
         return Router(
             self.topics,
@@ -109,6 +113,7 @@ class World:
             consumer=consumer,
             producer=producer or self.producer,
             reader=self.reader,
+            trigger_reader=self.trigger_reader,
             definitions=LogDefinitions(self.producer, self.reader, self.topics.definitions),
             catalog=self.catalog,
             interval=0.1,
@@ -141,6 +146,7 @@ def world(kafka_settings: Settings, name: str) -> Iterator[World]:
             made.delete(topic)
     made.producer.close()
     made.reader.close()
+    made.trigger_reader.close()
 
 
 def workflow(name: str, topic: str, unique_by: str | None = None, **trigger_options: Any) -> WorkflowDefinition:

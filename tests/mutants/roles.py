@@ -49,14 +49,63 @@ def position_before_the_starts(patch: Patch) -> None:
 @router("S1", "unit")
 def the_last_position_counts(patch: Patch) -> None:
     """Of two positions of a key the last one written counts, though it be a slow router's."""
-    patch.setattr(positions, "_rank", lambda position: (0, 0))
-    whole = positions.Positions._take
+    held = positions.Positions.of
+    patch.setattr(positions.Positions, "of", lambda self, key: [self.last(key)] if held(self, key) else [])
 
-    def take(self: Any, record: Fetched) -> None:
-        whole(self, record)
-        self._greatest.update(self._last)
 
-    patch.setattr(positions.Positions, "_take", take)
+@router("S1", "unit")
+def any_position_is_believed(patch: Patch) -> None:
+    """A position beyond the end of the log, or of a registration to come, moves a workflow past its records."""
+    from flowpilot.router import beginning
+
+    async def stored(self: Any, reading: Any, name: str, registration: Any, end: int) -> Any:
+        return self._positions.get(reading.key(name))
+
+    patch.setattr(beginning.Beginnings, "_stored", stored)
+
+
+@router("S1", "unit")
+def a_lost_tail_is_read_on(patch: Patch) -> None:
+    """A log that ends before what was read of it is read on, as if its position were a forged one."""
+    from flowpilot.router.router import Router
+
+    async def read_to(self: Any, partition: Any, topic_id: str) -> int:
+        return 0
+
+    patch.setattr(Router, "_read_to", read_to)
+
+
+@router("S1", "unit")
+def partitions_open_one_after_the_other(patch: Patch) -> None:
+    """A partition that does not open keeps those behind it closed."""
+    from flowpilot.router import partitions
+
+    whole = partitions.Partitions.begin
+
+    def begin(self: Any) -> None:
+        closed = self.closed
+        self.closed = dict(sorted(closed.items())[:1])
+        whole(self)
+        self.closed = closed
+
+    patch.setattr(partitions.Partitions, "begin", begin)
+
+
+@router("S1", "unit")
+def records_are_not_asked_whose_they_are(patch: Patch) -> None:
+    """What was fetched is routed under the id that the topic had when its partition was opened."""
+    from flowpilot.router.router import Router
+
+    whole = Router._take
+
+    async def take(self: Any, records: Sequence[Fetched]) -> None:
+        close, self._close_others = self._close_others, lambda found, partitions: None
+        try:
+            await whole(self, records)
+        finally:
+            self._close_others = close
+
+    patch.setattr(Router, "_take", take)
 
 
 @router("S9", "unit")

@@ -64,12 +64,13 @@ class SimConsumer(MemoryConsumer):
         *,
         on_assigned: Rebalanced = ignore_rebalance,
         on_revoked: Rebalanced = ignore_rebalance,
+        strict: bool = False,
     ) -> None:
         self.process = PROCESS.get()
         self.learns_at = 0.0
         self._sim, self._broker = group, group.broker
         self._handling: asyncio.Task[None] | None = None
-        super().__init__(group.broker.log, group, topics, on_assigned, on_revoked)
+        super().__init__(group.broker.log, group, topics, on_assigned, on_revoked, strict=strict)
         self.process.on_silence.append(self._silenced)
 
     def _silenced(self, dead: bool) -> None:
@@ -86,6 +87,8 @@ class SimConsumer(MemoryConsumer):
             if timeout:
                 await asyncio.sleep(self._broker.latency())
             found = self._fetch(most)
+            if self._errors and not found:
+                raise self._errors.popleft()
             left = deadline - loop.time()
             if found or left <= 0:
                 return found
@@ -126,12 +129,15 @@ class SimConsumer(MemoryConsumer):
             self._broker.loop.later(0.1, self.woken.set)
         return found
 
-    async def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+    async def commit(
+        self, positions: Mapping[TopicPartition, int], notes: Mapping[TopicPartition, str] | None = None
+    ) -> None:
         """See the port: it may be lost, or be done without an answer."""
         broker, chance = self._broker, self._broker.chance
         if not positions or self.process.dead:
             return
         await asyncio.sleep(broker.latency())
+        notes = notes or {}
         mine = {tp: offset for tp, offset in positions.items() if self._sim.owner.get(tp) is self}
         if chance.random() < broker.plan.lost_commits:
             broker.on_fault("lost_commit", f"{self.process} in {self._sim.name}")
@@ -140,12 +146,12 @@ class SimConsumer(MemoryConsumer):
                 return
             if chance.random() < 0.5:
                 raise LogUnavailable("the coordinator did not answer")
-            self._store(mine)
+            self._store(mine, notes)
             raise LogUnavailable("the coordinator's answer was lost")
-        self._store(mine)
+        self._store(mine, notes)
 
-    def _store(self, positions: Mapping[TopicPartition, int]) -> None:
-        self._sim.committed.update(positions)
+    def _store(self, positions: Mapping[TopicPartition, int], notes: Mapping[TopicPartition, str]) -> None:
+        self._sim.store(positions, notes)
         if positions:
             self._sim.on_commit(self._sim.name, self.process, positions)
 

@@ -44,7 +44,7 @@ def router(world: World) -> Role:
 
     def consumer(names: Sequence[str], *, on_assigned: Rebalanced, on_revoked: Rebalanced) -> SimConsumer:
         group = world.group(topics.router_group)
-        return SimConsumer(group, names, on_assigned=on_assigned, on_revoked=on_revoked)
+        return SimConsumer(group, names, on_assigned=on_assigned, on_revoked=on_revoked, strict=True)
 
     return Router(
         topics,

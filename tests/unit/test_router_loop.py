@@ -54,7 +54,7 @@ class World:
 
     def router(self, producer: Producer | None = None, **options: Any) -> Router:
         def consumer(topics: Sequence[str], **handlers: Any) -> Any:
-            made = self.log.consumer(TOPICS.router_group, topics, **handlers)
+            made = self.log.consumer(TOPICS.router_group, topics, strict=True, **handlers)
             poll = made.poll
 
             async def counted(max_records: int, timeout: float) -> list[Fetched]:

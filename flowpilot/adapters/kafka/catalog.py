@@ -14,6 +14,11 @@ from flowpilot.settings import Settings
 
 _TIMEOUT = 10.0  # seconds
 
+# What concerns one topic must not stop the others. A name that Kafka does not allow cannot be there either.
+_NOT_THERE = frozenset(
+    {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_EXCEPTION, KafkaError.TOPIC_AUTHORIZATION_FAILED}
+)
+
 
 def written(topic_id: Uuid) -> str:
     """A topic's id (KIP-516) as Kafka's own tools print it: 22 characters of URL-safe base64."""
@@ -28,7 +33,7 @@ class KafkaTopicCatalog:
         self._client = AdminClient(self._properties)
 
     async def topic_ids(self, names: Iterable[str]) -> dict[str, str]:
-        """The id of each of `names` that exists. Raises `LogUnavailable`."""
+        """See the port."""
         wanted = sorted(set(names))
         try:
             return await asyncio.to_thread(self._topic_ids, wanted) if wanted else {}
@@ -45,8 +50,7 @@ class KafkaTopicCatalog:
                 found[name] = written(future.result(_TIMEOUT + 1).topic_id)
             except KafkaException as error:
                 reason = error.args[0]
-                # A name that Kafka does not allow cannot be there either, and must not stop the others.
-                if reason.code() not in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_EXCEPTION):
+                if reason.code() not in _NOT_THERE:
                     raise LogUnavailable(f"{reason.name()}: {reason.str()}") from None
             except TimeoutError:
                 raise LogUnavailable(f"the topics were not described within {_TIMEOUT:.0f} s") from None

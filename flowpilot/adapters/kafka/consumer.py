@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
@@ -16,7 +17,14 @@ from confluent_kafka import TopicPartition as ConfluentPartition
 from flowpilot.adapters.kafka.config import Properties
 from flowpilot.adapters.kafka.fetched import PASSING, fetched
 from flowpilot.adapters.kafka.unreadable import UNREADABLE, lost
-from flowpilot.ports.log import Fetched, LogUnavailable, MembershipLost, Rebalanced, TopicPartition
+from flowpilot.ports.log import (
+    Fetched,
+    LogUnavailable,
+    MembershipLost,
+    PartitionUnavailable,
+    Rebalanced,
+    TopicPartition,
+)
 
 # The group is between two generations. A member that goes on belongs to the next one in a moment, and keeps its
 # partitions until `on_revoked` is over, which no call of this thread overtakes.
@@ -31,6 +39,9 @@ _LOST = _UNSETTLED | frozenset(
         KafkaError._STATE,
     }
 )
+
+# Another owner of these may commit, or nobody any more; the other partitions of the request are committed.
+_GONE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED})
 
 # Seconds: how long a commit or a seek may have to wait for a poll that finds nothing.
 _SLICE = 0.05
@@ -70,7 +81,7 @@ class KafkaConsumer:
         self._paused: set[TopicPartition] = set()
         self._under_way: asyncio.Future[list[Fetched]] | None = None
         self._failed: BaseException | None = None  # by a handler: for good
-        self._error: LogUnavailable | None = None
+        self._errors: deque[LogUnavailable] = deque()
         self._lost: MembershipLost | None = None  # for good
         self._properties, self._group = properties, properties["group.id"]
         self._begun: dict[TopicPartition, int] = {}  # where reading was told to begin
@@ -148,9 +159,8 @@ class KafkaConsumer:
         found, self._under_way = self._under_way.result(), None
         if (ended := self._failed or self._lost) is not None:
             raise ended
-        if self._error is not None and not found:  # what was fetched with it goes first
-            error, self._error = self._error, None
-            raise error
+        if self._errors and not found:  # what was fetched with them goes first
+            raise self._errors.popleft()
         if self._seeks:  # came meanwhile: what was fetched there is from before
             found = [record for record in found if record[:2] not in self._seeks]
         return found
@@ -176,11 +186,11 @@ class KafkaConsumer:
             elif _is_final(error):
                 self._lose(error)
             elif not (error.retriable() or error.code() in PASSING):
-                self._error = LogUnavailable(f"{error.name()}: {error.str()}")
+                self._errors.append(_unavailable(message, error))
         return found
 
     def _first(self, deadline: float) -> Any:
-        while self._failed is None and self._error is None:
+        while self._failed is None and not self._errors:
             self._serve()
             if self._lost is not None:  # by a commit just now
                 break
@@ -203,10 +213,13 @@ class KafkaConsumer:
             self._seek(place, records[-1].offset + 1)
         return records
 
-    async def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+    async def commit(
+        self, positions: Mapping[TopicPartition, int], notes: Mapping[TopicPartition, str] | None = None
+    ) -> None:
         """See the port."""
         if positions and not self._closed:
-            offsets = [ConfluentPartition(tp.topic, tp.partition, offset) for tp, offset in positions.items()]
+            notes = notes or {}
+            offsets = [ConfluentPartition(*tp, offset, notes.get(tp)) for tp, offset in positions.items()]
             await asyncio.wrap_future(self._do(lambda: self._commit(offsets)))
 
     def _commit(self, offsets: list[ConfluentPartition]) -> None:
@@ -219,7 +232,7 @@ class KafkaConsumer:
         for reason in refused:
             if _is_final(reason):
                 self._lose(reason)
-            elif reason.code() not in _LOST:
+            elif reason.code() not in _LOST | _GONE:
                 raise LogUnavailable(f"{reason.name()}: {reason.str()}")
 
     def _refused(self, offsets: list[ConfluentPartition]) -> list[KafkaError]:
@@ -240,18 +253,33 @@ class KafkaConsumer:
 
     async def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int | None]:
         """See the port."""
+        return {
+            TopicPartition(item.topic, item.partition): item.offset if item.offset >= 0 else None
+            for item in await self._stored(partitions)
+        }
+
+    async def noted(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, str]]:
+        """See the port."""
+        return {
+            TopicPartition(item.topic, item.partition): (item.offset, item.metadata)
+            for item in await self._stored(partitions)
+            if item.offset >= 0 and item.metadata
+        }
+
+    async def _stored(self, partitions: Iterable[TopicPartition]) -> list[Any]:
         wanted = [ConfluentPartition(*tp) for tp in partitions]
         try:
-            found = await asyncio.wrap_future(self._do(lambda: self._consumer.committed(wanted, 10)))
+            found: list[Any] = await asyncio.wrap_future(self._do(lambda: self._consumer.committed(wanted, 10)))
         except KafkaException as error:
             raise LogUnavailable(str(error)) from None
-        return {
-            TopicPartition(item.topic, item.partition): item.offset if item.offset >= 0 else None for item in found
-        }
+        return found
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """See the port. What a poll under way has taken of the partition is not delivered."""
         self._seeks[partition] = offset
+        for error in list(self._errors):  # of before
+            if isinstance(error, PartitionUnavailable) and error.partition == partition:
+                self._errors.remove(error)
 
     def _seek(self, partition: TopicPartition, offset: int) -> None:
         # incremental_assign of a partition that is assigned already fails; seek fails before the first fetch.
@@ -290,6 +318,14 @@ class KafkaConsumer:
     def _leave(self) -> None:
         self._serve()
         self._consumer.close()
+
+
+def _unavailable(message: Any, error: KafkaError) -> LogUnavailable:
+    reason = f"{error.name()}: {error.str()}"
+    topic, partition = message.topic(), message.partition()
+    if topic is None or partition is None:
+        return LogUnavailable(reason)
+    return PartitionUnavailable(TopicPartition(topic, partition), reason)
 
 
 def _is_final(error: KafkaError) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flowpilot.ports.log import Fetched, Rebalanced, TopicPartition
+from flowpilot.ports.log import Fetched, PartitionUnavailable, Rebalanced, TopicPartition
 
 if TYPE_CHECKING:
     from flowpilot.adapters.memory.log import MemoryLog
@@ -25,6 +26,7 @@ class Group:
         self.target: dict[TopicPartition, MemoryConsumer] = {}
         self.owner: dict[TopicPartition, MemoryConsumer] = {}
         self.committed: dict[TopicPartition, int] = {}
+        self.notes: dict[TopicPartition, str] = {}
 
     def rebalance(self) -> None:
         """Share every topic's partitions evenly among the members that read it; who has some keeps them."""
@@ -53,6 +55,14 @@ class Group:
         self.owner = {tp: owner for tp, owner in self.owner.items() if owner is not member}
         self.rebalance()
 
+    def store(self, positions: Mapping[TopicPartition, int], notes: Mapping[TopicPartition, str]) -> None:
+        """Commit, each with its note or none."""
+        self.committed.update(positions)
+        for tp in positions:
+            self.notes.pop(tp, None)
+            if tp in notes:
+                self.notes[tp] = notes[tp]
+
     def wake(self, topic: str) -> None:
         """There is something new on `topic`."""
         for member in self.members:
@@ -64,7 +74,14 @@ class MemoryConsumer:
     """See `flowpilot.ports.log.Consumer`."""
 
     def __init__(
-        self, log: MemoryLog, group: Group, topics: Sequence[str], on_assigned: Rebalanced, on_revoked: Rebalanced
+        self,
+        log: MemoryLog,
+        group: Group,
+        topics: Sequence[str],
+        on_assigned: Rebalanced,
+        on_revoked: Rebalanced,
+        *,
+        strict: bool = False,
     ) -> None:
         self.topics = tuple(topics)
         self.woken = asyncio.Event()
@@ -72,6 +89,9 @@ class MemoryConsumer:
         self._on_assigned, self._on_revoked = on_assigned, on_revoked
         self._positions: dict[TopicPartition, int] = {}  # what is assigned; the least recently served first
         self._paused: set[TopicPartition] = set()
+        self._strict = strict
+        self._troubled: set[TopicPartition] = set()  # nothing is fetched of these until a seek
+        self._errors: deque[PartitionUnavailable] = deque()
         self._join()
 
     def _join(self) -> None:
@@ -92,6 +112,8 @@ class MemoryConsumer:
             await self._rebalance()
             await asyncio.sleep(0)  # before the fetch: a poll that is cancelled here has taken nothing
             found = self._fetch(max_records)
+            if self._errors and not found:
+                raise self._errors.popleft()
             left = deadline - loop.time()
             if found or left <= 0:
                 return found
@@ -126,6 +148,7 @@ class MemoryConsumer:
         for tp in partitions:
             self._positions.pop(tp, None)
             self._paused.discard(tp)
+            self._troubled.discard(tp)
             if self._group.owner.get(tp) is self:
                 del self._group.owner[tp]
         for member in self._group.members:
@@ -136,7 +159,13 @@ class MemoryConsumer:
         for tp in list(self._positions):
             if len(found) >= max_records:
                 break
-            if tp in self._paused or not self._log.partitions(tp.topic):
+            if tp in self._paused or tp in self._troubled or tp.partition >= self._log.partitions(tp.topic):
+                continue
+            low, end = self._log.bounds(*tp)
+            if self._strict and not low <= self._positions[tp] <= end:
+                self._troubled.add(tp)
+                reason = f"offset {self._positions[tp]} is not in the log, which has {low} to {end}"
+                self._errors.append(PartitionUnavailable(tp, reason))
                 continue
             records = list(self._log.fetch(tp, self._positions[tp], max_records - len(found)))
             if records:
@@ -145,11 +174,12 @@ class MemoryConsumer:
                 found += records
         return found
 
-    async def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+    async def commit(
+        self, positions: Mapping[TopicPartition, int], notes: Mapping[TopicPartition, str] | None = None
+    ) -> None:
         """See the port."""
-        for tp, offset in positions.items():
-            if self._group.owner.get(tp) is self:
-                self._group.committed[tp] = offset
+        mine = {tp: offset for tp, offset in positions.items() if self._group.owner.get(tp) is self}
+        self._group.store(mine, notes or {})
         await asyncio.sleep(0)
 
     async def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int | None]:
@@ -157,8 +187,15 @@ class MemoryConsumer:
         await asyncio.sleep(0)
         return {tp: self._group.committed.get(tp) for tp in partitions}
 
+    async def noted(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, str]]:
+        """See the port."""
+        await asyncio.sleep(0)
+        group = self._group
+        return {tp: (group.committed[tp], group.notes[tp]) for tp in partitions if tp in group.notes}
+
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """See the port."""
+        self._troubled.discard(partition)
         if partition in self._positions:
             self._positions[partition] = offset
             self.woken.set()

@@ -87,11 +87,14 @@ class MemoryLog:
         *,
         on_assigned: Rebalanced = ignore_rebalance,
         on_revoked: Rebalanced = ignore_rebalance,
+        strict: bool = False,
     ) -> MemoryConsumer:
-        """A new member of `group`; it is given partitions while it polls."""
+        """A new member of `group`; it is given partitions while it polls. `strict`: a position that is not in the
+        log is `PartitionUnavailable`, as with Kafka's `auto.offset.reset=error`; else it goes on with the first
+        record there is."""
         if group not in self._groups:
             self._groups[group] = Group(self)
-        return MemoryConsumer(self, self._groups[group], topics, on_assigned, on_revoked)
+        return MemoryConsumer(self, self._groups[group], topics, on_assigned, on_revoked, strict=strict)
 
     def partitions(self, topic: str) -> int:
         """The number of partitions; 0 if there is no such topic."""
@@ -121,11 +124,45 @@ class MemoryLog:
         place.low = max(place.low, min(offset, place.end))
         place.records = [record for record in place.records if record.offset >= place.low]
 
+    def truncate(self, topic: str, partition: int, end: int) -> None:
+        """Lose the records from `end` on, as an unclean leader election does."""
+        place = self._topic(topic).partitions[partition]
+        place.records = [record for record in place.records if record.offset < end]
+        place.end = min(place.end, end)
+
+    def add_partitions(self, topic: str, count: int) -> None:
+        """Let the topic have `count` partitions; it never has fewer than before."""
+        partitions = self._topic(topic).partitions
+        partitions += [_Partition() for _ in range(count - len(partitions))]
+        for group in self._groups.values():
+            group.rebalance()
+
     def delete_topic(self, topic: str) -> None:
         """Forget the topic with its records and positions; one created under the name again has another id."""
         del self._topics[topic]
         for group in self._groups.values():
             group.committed = {tp: offset for tp, offset in group.committed.items() if tp.topic != topic}
+            group.notes = {tp: note for tp, note in group.notes.items() if tp.topic != topic}
+            group.rebalance()
+
+    def recreate_topic(self, name: str, partitions: int) -> None:
+        """Delete the topic and create it again under another id, and no group notices until `notice`: as Kafka's
+        members, who look at the partitions from time to time and go on at their offsets meanwhile."""
+        before = self._topic(name)
+        self._created += 1
+        self._topics[name] = _Topic(
+            f"memory-{self._created}",
+            [_Partition() for _ in range(partitions)],
+            before.max_message_bytes,
+            before.compacted,
+        )
+        for group in self._groups.values():
+            group.committed = {tp: offset for tp, offset in group.committed.items() if tp.topic != name}
+            group.notes = {tp: note for tp, note in group.notes.items() if tp.topic != name}
+
+    def notice(self) -> None:
+        """Let every group look at the partitions that there are."""
+        for group in self._groups.values():
             group.rebalance()
 
     def append(self, record: Record) -> Delivery:
