@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
@@ -14,10 +15,12 @@ from flowpilot.adapters.kafka.groups import KafkaGroups
 from flowpilot.adapters.postgres.engine import DatabaseAddressError, connect
 from flowpilot.adapters.postgres.migrations import SchemaState
 from flowpilot.adapters.postgres.queries import AuditQueries
+from flowpilot.app import trigger_topics
 from flowpilot.app.database import DatabaseRefused, DatabaseUnreachable, address, querying, schema_state
 from flowpilot.app.members import look, unannounced
 from flowpilot.app.serving import Seen, unserved
 from flowpilot.app.topics import registered_queues
+from flowpilot.app.trigger_topics import BETWEEN, lags, troubles
 from flowpilot.ports.log import LogUnavailable
 from flowpilot.settings import Settings
 from flowpilot_schemas.mac import INVALID, MISSING
@@ -25,6 +28,7 @@ from flowpilot_schemas.mac import INVALID, MISSING
 # Records: a role that is so far behind does not keep up, or has only just been started.
 MANY = 1_000
 _PATIENCE = 4.0  # seconds
+_NAMED = 10
 
 
 class Check(NamedTuple):
@@ -54,6 +58,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     if len(there) == len(settings.topics.core()):
         yield from _guarded("roles", lambda: _roles(settings, queues))
         yield from _guarded("versions", lambda: _versions(settings))
+        yield from _guarded("trigger topics", lambda: _trigger_topics(settings))
 
 
 def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -196,6 +201,27 @@ def _versions(settings: Settings) -> Iterator[Check]:
         yield Check(f"version {what}", "fail" if waits else "warn", detail, wait.remedy)
     if wanted and not missing:
         yield Check("versions", "ok", f"{len(wanted)} in use, each with a worker")
+
+
+def _trigger_topics(settings: Settings) -> Iterator[Check]:
+    """Whether each partition that starts executions is read."""
+    seen = trigger_topics.look(settings, _PATIENCE)
+    found = list(troubles(seen))
+    if seen.assigned is not None and (lags(seen) or any(trouble.is_passing for trouble in found)):
+        time.sleep(BETWEEN)
+        before, seen = seen, trigger_topics.look(settings, _PATIENCE)
+        found = list(troubles(seen, before))
+    for trouble in found[:_NAMED]:
+        detail = f"{trouble.place}: {trouble.detail}"
+        yield Check("trigger topics", "fail" if trouble.is_grave else "warn", detail, trouble.remedy)
+    if len(found) > _NAMED:
+        yield Check("trigger topics", "fail", f"and {len(found) - _NAMED} more partitions or topics like these")
+    if found:
+        return
+    detail = f"{len(seen.bounds)} partitions of {len(seen.ids)} topics"
+    if seen.others:
+        detail += f"; {seen.others} positions of topics, partitions and workflows that are no more are ignored"
+    yield Check("trigger topics", "ok", detail)
 
 
 def _reader(name: str, members: int, lag: int, remedy: str, what: str = "record") -> Check:

@@ -41,6 +41,8 @@ class Positions:
         self._read = 0
         self._held: dict[PositionKey, list[TriggerPosition]] = {}
         self._bad = 0
+        self.others = 0
+        """Positions that were read and are not in scope."""
 
     async def refresh(self, scope: Scope | None = None) -> None:
         """Read what was written since, to the end; not twice at the same time.
@@ -95,6 +97,7 @@ class Positions:
     def _take(self, record: Fetched, into: dict[PositionKey, list[TriggerPosition]], scope: Scope | None) -> None:
         key = PositionKey.decode(record.key)
         if scope is not None and (key.workflow, key.topic, key.topic_id) not in scope:
+            self.others += 1
             return
         if not 0 <= key.partition < MOST_PARTITIONS:
             raise BadRecord("wrong_key", f"no topic has a partition {key.partition}")

@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition as ConfluentPartition
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.catalog import KafkaTopicCatalog
@@ -20,14 +21,16 @@ from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.offsets import KafkaTriggerReader
 from flowpilot.adapters.kafka.producer import KafkaProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
+from flowpilot.app.doctor import examine
 from flowpilot.ports.log import Delivery, Record
 from flowpilot.router import backfill
 from flowpilot.router.positions import Positions
 from flowpilot.router.router import Router
 from flowpilot.settings import Settings
+from flowpilot_schemas.codec import encode_message
 from flowpilot_schemas.definition import StepDefinition, TriggerDefinition, WorkflowDefinition
 from flowpilot_schemas.ids import keyed_execution_id, record_execution_id
-from flowpilot_schemas.triggers import PositionKey
+from flowpilot_schemas.triggers import PositionKey, TriggerPosition
 from tests.waiting import eventually_async
 
 pytestmark = pytest.mark.integration
@@ -80,6 +83,25 @@ class World:
             return len(await self.starts()) >= count
 
         await eventually_async(there, 60)
+
+    async def await_inputs(self, workflow: str, wanted: set[Any]) -> None:
+        async def there() -> bool:
+            return await self.inputs(workflow) == wanted
+
+        await eventually_async(there, 60)
+
+    async def put(self, topic: str, partition: int, value: Any) -> None:
+        """Publish there, as soon as the topic takes it; by a producer that does not know what was there before."""
+        producer = KafkaProducer(producer_properties(self.settings))
+
+        async def taken() -> bool:
+            [delivery] = await producer.send([Record(topic, None, json.dumps(value).encode(), partition)])
+            return delivery.error is None
+
+        try:
+            await eventually_async(taken, 60)
+        finally:
+            producer.close()
 
     async def await_letters(self, count: int) -> None:
         async def there() -> bool:
@@ -309,5 +331,139 @@ def test_a_position_outlives_the_groups_own(world: World, name: str) -> None:
             await world.publish(name, 10)
             await world.await_starts(11)
         assert len(await world.starts()) == 11
+
+    asyncio.run(test())
+
+
+def checks(settings: Settings) -> list[tuple[str, str]]:
+    """What `doctor` says of trigger topics: status and sentence."""
+    made = examine(settings)
+    return [(check.status, check.detail) for check in made if check.check == "trigger topics"]
+
+
+def test_recreated_topic_with_fewer_partitions_stops_no_other(world: World, name: str) -> None:
+    """While records are published, and a router is killed in between."""
+    other = f"{name}-late"
+
+    async def test() -> None:
+        world.create(name, 4)
+        world.create(other, 1)
+        await world.definitions.register(workflow("plain", name))
+        await world.definitions.register(workflow("other", other))
+        async with world.running():
+            await world.publish(name, *range(20))
+            await world.publish(other, 0)
+            await world.await_starts(21)
+            before = (await world.catalog.topic_ids([name]))[name]
+            world.delete(name)
+            await world.await_gone(name)
+            await world.publish(other, 1)
+            await world.await_inputs("other", {0, 1})
+            world.create(name, 2)
+            for number in range(100, 110):
+                await world.put(name, number % 2, number)
+            await world.publish(other, 2)
+            await world.await_inputs("other", {0, 1, 2})
+            await world.await_inputs("plain", {*range(20), *range(100, 110)})
+            assert [status for status, _ in await asyncio.to_thread(checks, world.settings)] == ["ok"]
+        async with world.running(commit_interval=3_600.0):
+            world.delete(name)
+            await world.await_gone(name)
+            world.create(name, 1)
+            for number in range(200, 240):  # offsets go on where the old topic's ended
+                await world.put(name, 0, number)
+            await world.publish(other, 3)
+            await world.await_inputs("other", {0, 1, 2, 3})
+        async with world.running():
+            await world.await_inputs("plain", {*range(20), *range(100, 110), *range(200, 240)})
+        last = (await world.catalog.topic_ids([name]))[name]
+        for start in await world.starts():
+            if start["workflow"] == "plain":
+                origin, value = start["origin"], start["input"]
+                assert (origin["topic_id"] == before) == (value < 20)
+                assert (origin["topic_id"] == last) == (value >= 200)
+
+    asyncio.run(test())
+
+
+def test_added_partition_and_topic_of_fewer_records_are_read(world: World, name: str) -> None:
+    async def test() -> None:
+        world.create(name, 1)
+        await world.definitions.register(workflow("plain", name))
+        async with world.running():
+            await world.publish(name, 0)
+            await world.await_starts(1)
+            world.admin.create_partitions([NewPartitions(name, 3)])[name].result(10)
+            await world.put(name, 2, 1)
+            await world.await_inputs("plain", {0, 1})
+            world.delete(name)
+            await world.await_gone(name)
+            world.create(name, 1)
+            await world.put(name, 0, 2)
+            await world.await_inputs("plain", {0, 1, 2})
+
+    asyncio.run(test())
+
+
+def test_retention_past_a_paused_cursor_is_expired(world: World, name: str) -> None:
+    async def test() -> None:
+        world.create(name, 1)
+        await world.definitions.register(workflow("plain", name))
+        async with world.running():
+            await world.publish(name, 0, 1)
+            await world.await_starts(2)
+        await world.publish(name, *range(2, 10))
+        removed = world.admin.delete_records([ConfluentPartition(name, 0, 6)])
+        for future in removed.values():
+            future.result(10)
+        async with world.running():
+            await world.await_inputs("plain", {0, 1, 6, 7, 8, 9})
+        filtered = [part for each in await world.read(world.topics.fates, 1) for part in each["filtered"]]
+        assert [(part["reason"], part["ranges"]) for part in filtered] == [("expired", [[2, 5]])]
+
+    asyncio.run(test())
+
+
+def test_forged_position_is_ignored_and_doctor_says_so(world: World, name: str) -> None:
+    async def test() -> None:
+        world.create(name, 1)
+        await world.definitions.register(workflow("plain", name))
+        async with world.running():
+            await world.publish(name, 0, 1)
+            await world.await_starts(2)
+        topic_id = (await world.catalog.topic_ids([name]))[name]
+        registration = world.definitions.registration("plain")
+        assert registration is not None
+        forged = TriggerPosition(next_offset=100, registered=registration.at)
+        key = PositionKey("plain", name, 0, topic_id).encode()
+        await world.producer.send([Record(world.topics.positions, key, encode_message(forged), 0)])
+        await world.publish(name, 2, 3)
+        [(status, detail)] = await asyncio.to_thread(checks, world.settings)
+        assert status == "warn"
+        assert f"{name}/0" in detail
+        async with world.running():
+            await world.await_inputs("plain", {0, 1, 2, 3})
+
+    asyncio.run(test())
+
+
+def test_doctor_is_red_while_a_partition_is_not_read(world: World, name: str) -> None:
+    async def test() -> None:
+        world.create(name, 1)
+        await world.definitions.register(workflow("plain", name))
+        router = world.router()
+
+        async def never(partition: Any) -> Any:
+            await asyncio.Event().wait()
+
+        whole = router._partitions._open
+        router._partitions._open = lambda each: never(each) if each.topic == name else whole(each)  # type: ignore[method-assign]
+        task = asyncio.create_task(router.run())
+        await world.publish(world.topics.triggers, {"v": 1, "workflow": "plain", "key": "k"})
+        await world.await_starts(1)
+        [(status, detail)] = await asyncio.to_thread(checks, world.settings)
+        assert (status, detail) == ("fail", f"{name}/0: a router has it and has not opened it for plain")
+        router.stop()
+        await asyncio.wait_for(task, 20)
 
     asyncio.run(test())

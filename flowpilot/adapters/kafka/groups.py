@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from flowpilot.adapters.kafka.config import client_properties
 from flowpilot.ports.log import LogUnavailable
+from flowpilot.ports.log import TopicPartition as LogPartition
 from flowpilot.settings import Settings
 
 Places = dict[tuple[str, int], int]
@@ -51,6 +52,17 @@ class KafkaGroups:
 
     def committed(self, group: str) -> Places:
         """The group's committed positions."""
+        return {(item.topic, item.partition): item.offset for item in self._committed(group)}
+
+    def noted(self, group: str) -> dict[LogPartition, tuple[int, str]]:
+        """The group's committed positions with their notes, of those that have one."""
+        return {
+            LogPartition(item.topic, item.partition): (item.offset, item.metadata)
+            for item in self._committed(group)
+            if item.metadata
+        }
+
+    def _committed(self, group: str) -> list[TopicPartition]:
         try:
             answers = self._client.list_consumer_group_offsets(
                 [ConsumerGroupTopicPartitions(group)], request_timeout=self._timeout
@@ -58,9 +70,9 @@ class KafkaGroups:
             partitions = answers[group].result().topic_partitions
         except KafkaException as error:
             if error.args[0].name() == "GROUP_ID_NOT_FOUND":
-                return {}
+                return []
             raise _unavailable(error) from None
-        return {(item.topic, item.partition): item.offset for item in partitions if item.offset >= 0}
+        return [item for item in partitions if item.offset >= 0]
 
     def bounds(self, topic: str) -> dict[tuple[str, int], tuple[int, int]]:
         """The first and the next offset of each partition; empty if there is no such topic."""
