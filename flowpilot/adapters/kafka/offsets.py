@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ConfluentPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # its __all__ lacks it
 
@@ -14,6 +14,7 @@ from flowpilot.ports.log import LogUnavailable
 from flowpilot.settings import Settings
 
 _TIMEOUT = 5.0  # seconds
+_NOT_KNOWN = frozenset({KafkaError._NOENT, KafkaError._UNKNOWN_PARTITION, KafkaError.NOT_LEADER_FOR_PARTITION})
 
 
 class KafkaTriggerReader(KafkaReader):
@@ -41,13 +42,28 @@ class KafkaTriggerReader(KafkaReader):
         return found if found >= 0 else end
 
     async def _offset(self, topic: str, partition: int, which: OffsetSpec) -> int:
+        try:
+            return await self._asked(topic, partition, which)
+        except KafkaException as error:
+            if error.args[0].code() not in _NOT_KNOWN:
+                raise _unavailable(topic, partition, error) from None
+        # A partition that was added is not among those that the client knows, and it does not look by itself.
+        try:
+            await asyncio.to_thread(self._admin.list_topics, topic, _TIMEOUT)
+            return await self._asked(topic, partition, which)
+        except KafkaException as error:
+            raise _unavailable(topic, partition, error) from None
+
+    async def _asked(self, topic: str, partition: int, which: OffsetSpec) -> int:
         asked = {ConfluentPartition(topic, partition): which}
         [answer] = self._admin.list_offsets(asked, request_timeout=_TIMEOUT).values()
         try:
             offset: int = (await asyncio.wait_for(asyncio.wrap_future(answer), _TIMEOUT + 1)).offset
-        except KafkaException as error:
-            reason = error.args[0]
-            raise LogUnavailable(f"{topic}/{partition}: {reason.name()}: {reason.str()}") from None
         except TimeoutError:
             raise LogUnavailable(f"{topic}/{partition} did not answer within {_TIMEOUT:.0f} s") from None
         return offset
+
+
+def _unavailable(topic: str, partition: int, error: KafkaException) -> LogUnavailable:
+    reason = error.args[0]
+    return LogUnavailable(f"{topic}/{partition}: {reason.name()}: {reason.str()}")
