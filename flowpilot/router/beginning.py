@@ -39,13 +39,16 @@ class TailLost(LogUnavailable):
 
 
 class Beginning(NamedTuple):
-    """Where a workflow begins; `saved` is what the log has of it, `omitted` what lies before, as [first, last]."""
+    """Where a workflow begins; `saved` is what the log has of it, `omitted` what lies before, as [first, last].
+
+    Of what lies before, only that which no earlier registration of the workflow has read is left out now.
+    """
 
     workflow: str
     registered: int
     offset: int
     saved: TriggerPosition | None = None
-    omitted: tuple[Omitted, int, int] | None = None
+    omitted: Sequence[tuple[Omitted, int, int]] = ()
 
     def apply(self, reading: Reading) -> None:
         """Let the workflow join the partition."""
@@ -54,8 +57,8 @@ class Beginning(NamedTuple):
         reading.saved.pop(self.workflow, None)
         if self.saved is not None:
             reading.saved[self.workflow] = self.saved
-        if self.omitted is not None:
-            reading.omissions.add(*self.omitted)
+        for omitted in self.omitted:
+            reading.omissions.add(*omitted)
         _log.info("serving", workflow=self.workflow, partition=reading.partition, offset=self.offset)
 
 
@@ -88,18 +91,26 @@ class Beginnings:
         found = []
         for name in newcomers:
             registration = self._registration(name)
-            stored = await self._stored(reading, name, registration, end)
-            reason: FilterReason
+            last = await self._stored(reading, name, registration, end)
+            read = 0 if last is None else last.next_offset
+            stored = None if last is None or _is_over(last.registered, registration) else last
             if stored is None:
-                asked, reason, registered = low, "before_start", registration.at
                 triggers = reading.readers(where)[name]
-                start = await self._start(reading.partition, triggers, registration.at, low)
+                start, registered = (
+                    await self._start(reading.partition, triggers, registration.at, low),
+                    registration.at,
+                )
             else:
-                asked, reason, registered = stored.next_offset, "expired", stored.registered
-                start = max(low, asked)
-            omitted = None
-            if asked < start:
-                omitted = (Omitted(None if name == ANY_WORKFLOW else name, reason), asked, start - 1)
+                start, registered = max(low, read), stored.registered
+            left_out: list[tuple[FilterReason, int, int]] = [
+                ("expired", read, min(low, start)),
+                ("before_start", max(low, read), start),
+            ]
+            omitted = [
+                (Omitted(None if name == ANY_WORKFLOW else name, reason), first, behind - 1)
+                for reason, first, behind in left_out
+                if first < behind
+            ]
             found.append(Beginning(name, registered, start, stored, omitted))
         self._ends.pop((reading.partition, reading.topic_id), None)
         return found
@@ -110,7 +121,7 @@ class Beginnings:
     async def _stored(
         self, reading: Reading, name: str, registration: Registration, end: int
     ) -> TriggerPosition | None:
-        """The greatest position that can be true, None if there is none of this registration."""
+        """The greatest position that can be true, be it of an earlier registration; None if there is none."""
         key, place = reading.key(name), (reading.partition, reading.topic_id)
         known = [each for each in self._positions.of(key) if each.registered <= registration.at]
         end = min(end, self._ends.get(place, end))
@@ -123,7 +134,7 @@ class Beginnings:
         for each in self._positions.of(key):
             if each not in true:
                 self._ignore(key, each, end)
-        return true[0] if true and not _is_over(true[0].registered, registration) else None
+        return true[0] if true else None
 
     def _ignore(self, key: PositionKey, position: TriggerPosition, end: int) -> None:
         if (key, position) in self._ignored or len(self._ignored) >= _LOGGED:

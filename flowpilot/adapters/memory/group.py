@@ -137,7 +137,8 @@ class MemoryConsumer:
             return
         for tp in gained:
             group.owner[tp] = self
-            low, _ = self._log.bounds(*tp)
+            # A topic that was made again may have fewer partitions than the group knows.
+            low = self._log.bounds(*tp)[0] if tp.partition < self._log.partitions(tp.topic) else 0
             self._positions[tp] = max(low, group.committed.get(tp, low))
         await self._on_assigned(gained)
 
