@@ -12,6 +12,7 @@ from tests.simulation import strangers
 from tests.simulation.deploys import Deploys
 from tests.simulation.engine_process import EngineProcess
 from tests.simulation.loop import WORLD, Process
+from tests.simulation.trigger_topics import TriggerTopics
 from tests.simulation.world import Slot, World
 
 
@@ -38,6 +39,10 @@ class Chaos:
             "database_fail_over": self._database_fail_over,
             "new_version": (deploys := Deploys(world)).new_version,
             "deletion": deploys.deletion,
+            "recreated_topic": (topics := TriggerTopics(world)).recreated,
+            "grown_topic": topics.grown,
+            "retention": topics.retention,
+            "forged_position": topics.forged_position,
         }
         self._trapped: dict[Process, int] = {}
         landed = world.broker.on_landed

@@ -78,9 +78,12 @@ def first_told(log: MemoryLog, topics: Topics) -> tuple[dict[Run, list[Fetched]]
 
 def s1_every_trigger_has_its_fate(e: Evidence) -> Iterator[str]:
     """An acknowledged trigger gets one execution that is terminal, live, or a dead letter with a reason."""
-    for (workflow, topic, partition), position in sorted(e.online.positions.items()):
-        end = e.versions.end(workflow, topic, partition, position)
-        for fate in e.online.missing_fates(workflow, topic, partition, 0, end):
+    for reader, position in sorted(e.online.positions.items()):
+        workflow, topic, partition, topic_id = reader
+        end = position  # a topic that was deleted has been read as far as that
+        if topic_id == e.log.topic_id(topic):
+            end = e.versions.end(workflow, topic, partition, position)
+        for fate in e.online.missing_fates(reader, 0, end):
             yield f"nothing became of {fate}" + (" (any workflow)" if workflow == ANY_WORKFLOW else "")
     known = {execution for execution, _ in e.history}
     for execution, offset in e.asked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -20,6 +20,7 @@ from flowpilot_schemas.messages import DeadLetter, Origin, StartExecution
 from flowpilot_schemas.topics import Topics
 from flowpilot_schemas.triggers import ANY_WORKFLOW, PositionKey
 from tests.simulation.loop import Process
+from tests.simulation.workflows import TOPICS
 
 if TYPE_CHECKING:
     from flowpilot.adapters.memory.log import MemoryLog
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from tests.simulation.versions import Versions
 
 Report = Callable[[str, str], None]
-Fate = tuple[str, str, str, int, int]
-"""What became of a trigger record: (what, workflow, topic, partition, offset)."""
+Fate = tuple[str, str, str, int, int, str]
+"""What became of a trigger record: (what, workflow, topic, partition, offset, topic id)."""
+Reader = tuple[str, str, int, str]
+"""(workflow, topic, partition, topic id)."""
 
 
 class Online:
@@ -54,8 +57,10 @@ class Online:
         self.places: dict[tuple[int, int], tuple[str, int, int]] = {}
         """(execution, run, seq) of a record of the history topic."""
         self.fates: set[Fate] = set()
-        self.positions: dict[tuple[str, str, int], int] = {}
-        """The greatest position of each (workflow, topic, partition) that the routers wrote."""
+        self.positions: dict[Reader, int] = {}
+        """The greatest position of each that the routers wrote."""
+        self.triggers: dict[tuple[str, int, str], list[Fetched]] = {}
+        """By (topic, partition, topic id): all trigger records there were, by their offsets."""
         self.answered: set[str] = set()
         self.over: set[object] = set()
         self.buried: set[tuple[str, int, int]] = set()
@@ -82,6 +87,8 @@ class Online:
             if record.key == WATERMARK_KEY:
                 self._reached[sender, record.partition] = entry_of(record).src
             return
+        if topic == topics.triggers or topic in TOPICS:
+            self.triggers.setdefault((topic, record.partition, self._log.topic_id(topic)), []).append(record)
         self.first.setdefault((topic, record.key, record.value), self.landed_count)
         if topic == topics.events:
             self._event(record, sender)
@@ -138,7 +145,10 @@ class Online:
         kind = found.get("type")
         if kind == "execution.start" and found.get("origin"):
             at = found["origin"]
-            self.fates.add(("started", found["workflow"], at["topic"], at["partition"], at["offset"]))
+            place = (at["topic"], at["partition"], at["offset"], at["topic_id"])
+            self.fates.add(("started", found["workflow"], *place))
+            if not self._is_of(found, *place):
+                self._report("S1", f"{sender} started {found['execution']} under the id of another topic: {place}")
             origin = Origin.model_validate(at)
             wrong = self._versions.wrong_start(found["workflow"], found["definition"], origin)
             if wrong is not None:
@@ -191,7 +201,21 @@ class Online:
             if reached < value["offset"]:
                 self.given_up[place[1:]] = record.key
         if value["source"] == "router":
-            self.fates.add(("dead", value.get("workflow") or "", *place))
+            for (topic, partition, topic_id), records in self.triggers.items():  # a letter does not know the id
+                is_there = (topic, partition) == place[:2] and len(records) > place[2]
+                if is_there and records[place[2]].timestamp == value["timestamp"]:
+                    self.fates.add(("dead", value.get("workflow") or "", *place, topic_id))
+
+    def _is_of(self, start: dict[str, Any], topic: str, partition: int, offset: int, topic_id: str) -> bool:
+        """Whether the record there is the one that the start was made of: its input is in it."""
+        records = self.triggers.get((topic, partition, topic_id), [])
+        if offset >= len(records):
+            return False
+        try:
+            value = orjson.loads(records[offset].value or b"")
+        except orjson.JSONDecodeError:
+            return False
+        return start.get("input") in (value, value.get("input") if isinstance(value, dict) else None)
 
     def _filtered(self, record: Fetched) -> None:
         value = orjson.loads(record.value or b"{}")
@@ -199,29 +223,41 @@ class Online:
             workflow = part["workflow"] or ""
             for first, last in part["ranges"]:
                 for offset in range(first, last + 1):
-                    self.fates.add(("filtered", workflow, value["topic"], value["partition"], offset))
+                    place = (value["topic"], value["partition"], offset, value["topic_id"])
+                    self.fates.add(("filtered", workflow, *place))
+                    if part["reason"] == "expired":
+                        self.fates.add(("expired", workflow, *place))
 
     # ---- R2: below what is committed all is said
 
     def _position(self, record: Fetched, sender: Process) -> None:
-        key = PositionKey.decode(record.key)
-        end = orjson.loads(record.value or b"{}")["next_offset"]
-        place = (key.workflow, key.topic, key.partition)
+        if record.value is None or sender.role == "world":  # a forged one is no commit
+            return
+        place = PositionKey.decode(record.key)
+        end = orjson.loads(record.value)["next_offset"]
         begin = self.positions.get(place, 0)
-        for missing in self.missing_fates(key.workflow, key.topic, key.partition, begin, end):
+        for missing in self.missing_fates(place, begin, end):
             self._report("R2", f"{sender} committed {place} up to {end}, but {missing} is not there")
         self.positions[place] = max(begin, end)
 
-    def missing_fates(self, workflow: str, topic: str, partition: int, begin: int, end: int) -> list[Fate]:
+    def missing_fates(self, reader: Reader, begin: int, end: int) -> list[Fate]:
         """Of the records from `begin` to `end`, what the routing says and the log does not."""
         found = []
-        tp = TopicPartition(topic, partition)
-        for record in self._log.fetch(tp, begin, max(0, end - begin)):
+        workflow, topic, partition, topic_id = reader
+        records = self.triggers.get((topic, partition, topic_id), [])
+        if end > len(records):
+            return [("committed beyond the end", workflow, topic, partition, end, topic_id)]
+        for record in records[begin:end]:
+            if any(
+                ("expired", name, topic, partition, record.offset, topic_id) in self.fates
+                for name in (workflow, "" if workflow == ANY_WORKFLOW else workflow)
+            ):
+                continue
             only = None if workflow == ANY_WORKFLOW else {workflow}
             fates: dict[Fate, None] = {}
             for where in self._versions.routes:
                 fates |= dict.fromkeys(
-                    _fate(record, outcome) for outcome in route(where, record, self._log.topic_id(topic), only)
+                    _fate(record, topic_id, outcome) for outcome in route(where, record, topic_id, only)
                 )
             # Which version was current when it was routed is not known: each is right.
             if fates and not self._versions.changed:
@@ -290,8 +326,8 @@ def _in_any_words(fates: Iterable[Fate], workflow: str) -> Iterator[Fate]:
             yield ("dead", workflow, *fate[2:])
 
 
-def _fate(record: Fetched, outcome: StartExecution | DeadLetter | Omitted) -> Fate:
-    place = (record.topic, record.partition, record.offset)
+def _fate(record: Fetched, topic_id: str, outcome: StartExecution | DeadLetter | Omitted) -> Fate:
+    place = (record.topic, record.partition, record.offset, topic_id)
     if isinstance(outcome, StartExecution):
         return ("started", outcome.workflow, *place)
     if isinstance(outcome, DeadLetter):

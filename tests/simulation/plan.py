@@ -27,6 +27,10 @@ TIMED = {
     "database_fail_over": 0.12,
     "new_version": 0.3,
     "deletion": 0.15,
+    "recreated_topic": 0.12,
+    "grown_topic": 0.1,
+    "retention": 0.25,
+    "forged_position": 0.3,
 }
 """Faults that come by themselves, and how many of each a second there are at most."""
 

@@ -22,7 +22,7 @@ def behind(world: World) -> list[str]:
         if world.engine_group.committed.get(partition, 0) < end:
             found.append(f"events/{partition}: {world.engine_group.committed.get(partition, 0)} of {end}")
     for (workflow, topic, partition), end in _trigger_ends(world).items():
-        if world.online.positions.get((workflow, topic, partition), 0) < end:
+        if world.online.positions.get((workflow, topic, partition, log.topic_id(topic)), 0) < end:
             found.append(f"{workflow} on {topic}/{partition}")
     for queue in sorted({queue for w in world.workflows for queue in w.definition.queues} - {"nowhere"}):
         group = world.group(topics.worker_group(queue))

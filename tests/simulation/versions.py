@@ -52,7 +52,7 @@ class Versions:
         self._pointed: dict[str, list[tuple[int, str | None]]] = {}
         self._defined: dict[str, int] = {}
         self._landed = 0
-        self._at: dict[tuple[str, int, int], int] = {}
+        self._at: dict[tuple[str, int, int, str], int] = {}
 
     # ---- a reader that waits for nothing
 
@@ -69,7 +69,8 @@ class Versions:
         """A record was appended; what is wrong with that."""
         self._landed += 1
         if record.topic != self._topics.definitions:
-            self._at[record.topic, record.partition, record.offset] = self._landed
+            topic_id = self._log.topic_id(record.topic)
+            self._at[record.topic, record.partition, record.offset, topic_id] = self._landed
             return None
         finish(self.known.refresh())
         kind, _, name = (record.key or b"").decode().partition("/")
@@ -127,7 +128,9 @@ class Versions:
             [record] = self._log.fetch(TopicPartition(origin.topic, origin.partition), origin.offset, 1)
             if b'"version"' in (record.value or b""):
                 return None
-        came = self._at[origin.topic, origin.partition, origin.offset]
+        came = self._at.get((origin.topic, origin.partition, origin.offset, origin.topic_id or ""))
+        if came is None:
+            return f"no record of {origin.topic} is at {origin.partition}/{origin.offset} under {origin.topic_id}"
         pointed = self._pointed[workflow]
         before = [hash_ for at, hash_ in pointed if at < came][-1:]
         since = [hash_ for at, hash_ in pointed if at >= came]
