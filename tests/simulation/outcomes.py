@@ -17,23 +17,26 @@ if TYPE_CHECKING:
 
 def wrong_outcomes(e: Evidence) -> Iterator[str]:
     """Of every record at most one outcome a workflow is current, and a refused input is a dead letter by then."""
-    newest: dict[tuple[str, str, int, int], tuple[int, dict[str, Any]]] = {}
+    newest: dict[tuple[str, str, int, int, str], tuple[int, dict[str, Any]]] = {}
     for run in e.history:
         first, *_, last = values = e.values(run)
         origin = first.get("origin")
         if origin is None or first["type"] not in ("ExecutionStarted", "StartRefused"):
             continue
         ended = next((value for value in values if value["type"] == "ExecutionFailed"), last)
-        place = (first["workflow"], origin["topic"], origin["partition"], origin["offset"])
+        at = (origin["topic"], origin["partition"], origin["offset"], origin["topic_id"])
+        place = (first["workflow"], *at)
         if run[1] >= newest.get(place, (-1, {}))[0]:
             newest[place] = (run[1], ended)
     for topic in (*TOPICS, e.topics.triggers):
+        topic_id = e.log.topic_id(topic)
         for record in e.log.records(topic):
             found: dict[str | None, list[Fate]] = {}
             for fate in e.tables.fates(topic, record.partition, record.offset):
-                found.setdefault(fate.workflow, []).append(fate)
+                if fate.topic_id == topic_id:  # an earlier topic of that name had another record there
+                    found.setdefault(fate.workflow, []).append(fate)
             for workflow, fates in found.items():
-                place = (workflow or "", topic, record.partition, record.offset)
+                place = (workflow or "", topic, record.partition, record.offset, topic_id)
                 if len(fates) > 1:
                     yield f"{place} has {len(fates)} current outcomes: {fates}"
                 run, ended = newest.get(place, (-1, {}))
