@@ -37,7 +37,8 @@ def test_a_seed_gives_the_same_trace_in_any_process() -> None:
 def test_workers_refuse_some_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[str, int]] = []
     monkeypatch.setattr(checks, "wrong_letters", lambda e: found.extend(refused_runs(e)) or ())
-    assert run(18).violations == []
+    verdicts = [verdict for seed in range(10) if not found and (verdict := run(seed))]
+    assert not any(verdict.violations for verdict in verdicts)
     assert found
 
 
