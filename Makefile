@@ -8,7 +8,7 @@ export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch demo test check format simulate exhaustive model fuzz mutants bench scale kill-loop clean
+.PHONY: help setup fetch demo test check format simulate exhaustive model fuzz mutants bench bench-rollout scale kill-loop clean
 
 help:
 	@echo 'Examples'
@@ -30,6 +30,7 @@ help:
 	@echo '  fuzz       give every decoder RUNS=100000 inputs that coverage guides (ARGS=… goes to the campaign)'
 	@echo '  mutants    plant defects and show which tests find each (ARGS=… goes to the run)'
 	@echo '  bench      measure throughput and latency (ARGS=… goes to the benchmark)'
+	@echo '  bench-rollout  measure how long a step waits when one worker among ten serves it'
 	@echo '  scale      let workers and engines join and leave under load (ARGS=… goes to the run)'
 	@echo '  kill-loop  kill every role again and again under load (ARGS=… goes to the loop)'
 	@echo '  clean      remove .venv, caches and the local services'"'"' data'
@@ -63,6 +64,9 @@ format: setup
 
 bench: fetch
 	@$(BIN)/python -m benchmarks.w1 $(ARGS)
+
+bench-rollout: fetch
+	@$(BIN)/python -m benchmarks.rollout $(ARGS)
 
 scale: fetch
 	@$(BIN)/python -m tests.scaling $(ARGS)

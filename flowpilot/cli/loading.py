@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from flowpilot.cli.failures import CommandFailed, Exit
+from flowpilot.cli.modules import files, is_file, modules_beside
 from flowpilot.core.errors import FlowPilotError
 
 if TYPE_CHECKING:
@@ -23,17 +24,22 @@ def load_workflow(reference: str) -> Workflow:
 
     Raises `CommandFailed` with what to write instead, or the workflow's own `DefinitionError`.
     """
-    from flowpilot.authoring import Workflow
-
     place, _, name = reference.rpartition(":") if ":" in reference else (reference, "", "")
     if not place or place.endswith(":"):
         raise CommandFailed(f"{reference!r} is not of the form MODULE:WORKFLOW or path/file.py:name", Exit.USAGE)
+    with modules_beside(place):
+        return _complete(_found(reference, place, name))
+
+
+def _found(reference: str, place: str, name: str) -> Workflow:
+    from flowpilot.authoring import Workflow
+
     module = _load_module(place)
     there = {key: value for key, value in vars(module).items() if isinstance(value, Workflow)}
     listed = ", ".join(f"{place}:{key}" for key in there) or "none"
     if not name:
         if len(there) == 1:
-            return _complete(next(iter(there.values())))
+            return next(iter(there.values()))
         raise CommandFailed(f"{place} names no workflow; write one of its workflows: {listed}", Exit.USAGE)
     found: object = module
     for part in name.split("."):
@@ -43,7 +49,7 @@ def load_workflow(reference: str) -> Workflow:
     if not isinstance(found, Workflow):
         kind = type(found).__name__
         raise CommandFailed(f"{reference} is a {kind}, not a Workflow; its workflows: {listed}", Exit.USAGE)
-    return _complete(found)
+    return found
 
 
 def _complete(workflow: Workflow) -> Workflow:
@@ -55,7 +61,7 @@ def _load_module(place: str) -> ModuleType:
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
-    if place.endswith(".py") or "/" in place or os.sep in place:
+    if is_file(place):
         return _load_file(Path(place))
     return _run(place, lambda: importlib.import_module(place))
 
@@ -67,6 +73,8 @@ def _load_file(path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)  # as `python path/file.py` does, for the modules beside it
+    if (known := files.get(str(path.resolve()))) is not None and sys.modules.get(known.__name__) is known:
+        return known
     name = path.stem
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path.resolve()):
@@ -86,6 +94,7 @@ def _load_file(path: Path) -> ModuleType:
         except BaseException:
             del sys.modules[name]
             raise
+        files[str(path.resolve())] = module
         return module
 
     return _run(str(path), execute)

@@ -103,6 +103,7 @@ def worker(
       flowpilot worker examples/patient_onboarding.py:onboarding
       flowpilot worker shop.flows:orders shop.flows:returns --concurrency 32
       flowpilot worker shop.flows:orders --queue notify   only the steps of this queue
+      flowpilot worker v1/shop.py:orders v2/shop.py:orders   two versions, while one is rolled out
 
     Who serves what is shown by `flowpilot queue list`.
 
