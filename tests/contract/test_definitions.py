@@ -85,6 +85,67 @@ def test_a_registration_is_kept_across_versions_and_ends_with_a_deletion(log: Lo
     run(scenario())
 
 
+def test_order_of_registration_survives_compaction(log: Log) -> None:
+    """The latest registration of each counts; the workflow's first registration keeps its time."""
+    topic = log.topic(compacted=True)
+    one, two, three = (workflow(version) for version in "123")
+
+    async def scenario() -> None:
+        store = definitions(log, topic)
+        for each in (one, two, three):
+            await store.register(each, move_pointer=True)
+        registration = store.registration("onboarding")
+        assert ordered(store) == ["1", "2", "3"]
+        await definitions(log, topic).register(one)  # an old worker that starts again
+        await store.refresh()
+        assert ordered(store) == ["1", "2", "3"]
+        await definitions(log, topic).register(two, move_pointer=True)  # a roll-back
+        await store.refresh()
+        assert ordered(store) == ["1", "3", "2"]
+        await store.register(one, move_pointer=True)
+        await store.register(three, move_pointer=True)
+        _, end = await log.reader().bounds(topic, 0)
+        await store.register(three, move_pointer=True)  # the newest already: only the pointer is written
+        assert (await log.reader().bounds(topic, 0))[1] == end + 1
+        if isinstance(log, InMemory):
+            log.log.compact(topic)
+        fresh = definitions(log, topic)
+        await fresh.refresh()
+        assert ordered(store) == ordered(fresh) == ["2", "1", "3"]
+        for each in (one, two, three):
+            assert store.position(each.hash) == fresh.position(each.hash)
+        assert store.registration("onboarding") == registration
+        if not isinstance(log, InMemory):  # compaction has moved nothing but the pointer, whose time is not its
+            assert fresh.registration("onboarding") == registration
+        assert fresh.position("sha256:0") is None
+
+    def ordered(store: LogDefinitions) -> list[str]:
+        return [each.version for each in sorted((one, two, three), key=lambda each: store.position(each.hash) or 0)]
+
+    run(scenario())
+
+
+def test_order_outlives_a_deletion(log: Log) -> None:
+    """What runs of a deleted workflow still asks which of two is the newer."""
+    topic = log.topic(compacted=True)
+    one, two = workflow("1"), workflow("2")
+
+    async def scenario() -> None:
+        store = definitions(log, topic)
+        await store.register(one)
+        await store.register(two, move_pointer=True)
+        before = store.position(one.hash)
+        await store.delete("onboarding")
+        fresh = definitions(log, topic)
+        await fresh.refresh()
+        assert fresh.position(one.hash) == before
+        await store.register(one, move_pointer=True)  # applied again, as the newest
+        await fresh.refresh()
+        assert (fresh.position(one.hash) or 0) > (fresh.position(two.hash) or 0)
+
+    run(scenario())
+
+
 def test_registering_again_changes_nothing(log: Log) -> None:
     topic = log.topic(compacted=True)
 

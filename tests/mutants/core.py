@@ -7,10 +7,10 @@ import time
 from hashlib import sha256
 from typing import Any
 
-from flowpilot.core import attempts, decide, render, retry, status
+from flowpilot.core import attempts, decide, dispatch, render, retry, status
 from flowpilot.core import events as e
 from flowpilot.core.draft import Draft
-from flowpilot.core.state import Execution, OutboxEntry
+from flowpilot.core.state import Execution, OutboxEntry, StepState
 from flowpilot.core.status import TERMINAL_EXECUTION, ExecutionStatus, StepStatus
 from flowpilot.engine import fold
 from flowpilot.engine.fold import Fold
@@ -146,6 +146,22 @@ def attempts_with_a_gap(patch: Patch) -> None:
         whole(draft_, order)
 
     patch.setattr(attempts, "make_ready", make_ready)
+
+
+@planted("L1", "unit")
+def the_same_partition_again(patch: Patch) -> None:
+    """A step that a worker does not serve comes to that worker's partition again."""
+    patch.setattr(dispatch, "next_partition", lambda partition, partitions: partition)
+
+
+@planted("S5", "unit", "laws", "exhaustive")
+def every_report_is_of_the_last_dispatch(patch: Patch) -> None:
+    """A stale report that a step is not served begins a second chain of dispatches."""
+
+    def is_current(step: StepState, number: Any, partition: Any) -> bool:
+        return step.status is StepStatus.READY
+
+    patch.setattr(dispatch, "is_current", is_current)
 
 
 @planted("S3", "unit", "laws", "storm", "simulation")

@@ -8,11 +8,12 @@ from typing import Any
 
 from flowpilot.authoring.bounds import TypeBounds
 from flowpilot.core.bounds.graph import Graph
+from flowpilot.core.serving import Registered, Verdict
 from flowpilot.ports.log import Fetched
 from flowpilot.router import cloudevents, positions, routing
 from flowpilot.router.output import Output
 from flowpilot.router.reading import Served, serve
-from flowpilot.worker import answers, attempt
+from flowpilot.worker import answers, attempt, serving
 from flowpilot.worker.attempts import Attempts
 from flowpilot.worker.clock import BrokerClock
 from flowpilot.worker.control import Control
@@ -192,6 +193,28 @@ async def _nothing() -> None: ...
 
 
 # -- worker ---------------------------------------------------------------------------------------------------
+
+
+@worker("S13", "unit", "simulation")
+def old_code_runs_new_executions(patch: Patch) -> None:
+    """The order of registration does not matter: a worker runs whatever step has an equal contract."""
+    whole = serving.judge
+
+    def judge(served: Registered, wanted: Registered) -> Verdict:
+        return whole(served._replace(position=1), wanted._replace(position=0))
+
+    patch.setattr(serving, "judge", judge)
+
+
+@worker("S13", "unit", "simulation")
+def contracts_do_not_matter(patch: Patch) -> None:
+    """A worker runs the steps of every version that was registered before its own, whatever they take."""
+    whole = serving.judge
+
+    def judge(served: Registered, wanted: Registered) -> Verdict:
+        return whole(served._replace(contract="any"), wanted._replace(contract="any"))
+
+    patch.setattr(serving, "judge", judge)
 
 
 @worker("S11", "unit")

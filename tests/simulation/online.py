@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from flowpilot.authoring import StepContext
 from flowpilot.core.state import Execution, decode_execution
 from flowpilot.engine.engine import Engine
 from flowpilot.engine.table import WATERMARK_KEY, entry_of
@@ -15,11 +16,12 @@ from flowpilot.ports.log import Fetched, TopicPartition
 from flowpilot.router.routing import Omitted, route
 from flowpilot.worker.records import read_step
 from flowpilot_schemas.codec import BadRecord
+from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.ids import TaskId
 from flowpilot_schemas.messages import DeadLetter, Origin, StartExecution
 from flowpilot_schemas.topics import Topics
 from flowpilot_schemas.triggers import ANY_WORKFLOW, PositionKey
-from tests.simulation.loop import Process
+from tests.simulation.loop import PROCESS, Process
 from tests.simulation.workflows import TOPICS
 
 if TYPE_CHECKING:
@@ -61,6 +63,10 @@ class Online:
         """The greatest position of each that the routers wrote."""
         self.triggers: dict[tuple[str, int, str], list[Fetched]] = {}
         """By (topic, partition, topic id): all trigger records there were, by their offsets."""
+        self.runs_of_others = 0
+        """Attempts that ran with the code of another version than the execution's."""
+        self._definitions: dict[str, str] = {}
+        """By idempotency key, the definition that the step messages name."""
         self.answered: set[str] = set()
         self.over: set[object] = set()
         self.buried: set[tuple[str, int, int]] = set()
@@ -172,6 +178,7 @@ class Online:
         if task is None:
             return
         value = orjson.loads(record.value or b"{}")
+        self._definitions[task.idempotency_key] = value["definition"]
         partition = value["reply"]["partition"]
         state = self.state(partition, task.execution)
         if state is None:
@@ -179,6 +186,14 @@ class Online:
                 self._report("S8", f"{sender} sent {task} without any state")
         elif state.run < task.run or (state.run == task.run and not self._has_reached(state, task)):
             self._report("S8", f"{sender} sent {task}; the state is at run {state.run}, src {state.src}")
+
+    def ran(self, ctx: StepContext, code: WorkflowDefinition) -> None:
+        """A handler of `code` was called."""
+        definition = self._definitions[ctx.idempotency_key]
+        self.runs_of_others += definition != code.hash
+        wrong = self._versions.wrong_code(definition, ctx.step, code)
+        if wrong is not None:
+            self._report("S13", f"{PROCESS.get()}: {wrong}")
 
     def _has_reached(self, state: Execution, task: TaskId) -> bool:
         definition = self._versions.by_hash.get(state.definition)

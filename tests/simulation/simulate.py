@@ -69,7 +69,7 @@ def run(seed: int, changes: Changes | None = None) -> Verdict:
     try:
         end = _End()
         with simulated(world.loop, plan, world.ended_itself):
-            behave_as(Behaviour(plan, world.chance("handlers")))
+            behave_as(Behaviour(plan, world.chance("handlers"), world.online.ran))
             world.loop.run(_live(world, end))
         for failure in world.loop.failures:
             world.report("crash", failure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from flowpilot.adapters.definitions import LogDefinitions
@@ -51,6 +52,7 @@ class Versions:
         self._routes: list[Routes] = []
         self._pointed: dict[str, list[tuple[int, str | None]]] = {}
         self._defined: dict[str, int] = {}
+        self._registrations: list[str] = []
         self._landed = 0
         self._at: dict[tuple[str, int, int, str], int] = {}
 
@@ -76,6 +78,7 @@ class Versions:
         kind, _, name = (record.key or b"").decode().partition("/")
         if kind == "def":
             self._defined[name] = self._landed
+            self._registrations.append(name)
             self._take(name)
         elif "@" not in name:
             current = self.known.current(name)
@@ -121,6 +124,23 @@ class Versions:
         pointed = self._pointed[workflow]
         deleted = max((at for at, hash_ in pointed if hash_ is None), default=0)
         return max(self._defined[definition_hash], *(at for at, h in pointed if h == definition_hash), 0) > deleted
+
+    def wrong_code(self, definition_hash: str, step: str, code: WorkflowDefinition) -> str | None:
+        """Of a step that `code` runs: whether a worker could know that it may, by what had been registered at any
+        time until now: what it knows may be old."""
+        if code.hash == definition_hash:
+            return None
+        wanted = self.by_hash.get(definition_hash)
+        if wanted is None or wanted.name != code.name or step not in wanted.index:
+            return f"code of {code.name} {code.version} ran {step} of {definition_hash}, which has no such step"
+        label = f"{step} of {wanted.name} {wanted.version} ran with the code of version {code.version}"
+        contracts = {each.steps[each.index[step]].contract for each in (wanted, code)}
+        if len(contracts) != 1:
+            return f"{label}, which has another contract"
+        found = [each for each in self._registrations if each in (definition_hash, code.hash)]
+        if (definition_hash, code.hash) not in pairwise(found):
+            return f"{label}, which was never the newer"
+        return None
 
     def wrong_start(self, workflow: str, definition_hash: str, origin: Origin) -> str | None:
         """Of a start that a record made: whether that version was current when the record came, or later."""

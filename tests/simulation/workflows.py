@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, field_validator
 
 from flowpilot.authoring import NonRetryable, Retry, RetryAfter, StepContext, Workflow, on_topic
+from flowpilot_schemas.definition import WorkflowDefinition
 
 if TYPE_CHECKING:
     from tests.simulation.plan import Plan
@@ -46,6 +47,10 @@ class PickyOrder(Order):
         return n
 
 
+OnRun = Callable[[StepContext, WorkflowDefinition], None]
+"""Told of each attempt that is begun, with the definition whose code runs it."""
+
+
 class Boom(Exception):
     """A handler's failure."""
 
@@ -53,12 +58,14 @@ class Boom(Exception):
 class Behaviour:
     """How handlers behave in the present run."""
 
-    def __init__(self, plan: Plan, chance: random.Random) -> None:
+    def __init__(self, plan: Plan, chance: random.Random, on_run: OnRun) -> None:
         self.plan, self.chance = plan, chance
+        self._on_run = on_run
         self.calls: list[tuple[str, int]] = []
 
-    async def __call__(self, ctx: StepContext) -> Any:
+    async def __call__(self, ctx: StepContext, code: Workflow) -> Any:
         plan, chance = self.plan, self.chance
+        self._on_run(ctx, code.definition)
         self.calls.append((ctx.idempotency_key, ctx.attempt))
         if chance.random() < plan.hanging:
             await asyncio.Event().wait()
@@ -85,24 +92,23 @@ def behave_as(behaviour: Behaviour) -> None:
     _Now.behave = behaviour
 
 
-async def first(input: Order, ctx: StepContext) -> Any:
-    """A step without parents."""
-    return await _Now.behave(ctx)
+def handlers(code: Workflow) -> tuple[Any, Any, Any, Any]:
+    """The code of one version: of a step without parents, the same with a type that refuses some inputs, of one with
+    parents, and of one that takes nothing of them."""
 
+    async def first(input: Order, ctx: StepContext) -> Any:
+        return await _Now.behave(ctx, code)
 
-async def picky_first(input: PickyOrder, ctx: StepContext) -> Any:
-    """A step without parents whose type refuses some inputs."""
-    return await _Now.behave(ctx)
+    async def picky_first(input: PickyOrder, ctx: StepContext) -> Any:
+        return await _Now.behave(ctx, code)
 
+    async def following(parents: Mapping[str, Any], ctx: StepContext) -> Any:
+        return await _Now.behave(ctx, code)
 
-async def following(parents: Mapping[str, Any], ctx: StepContext) -> Any:
-    """A step with parents."""
-    return await _Now.behave(ctx)
+    async def following_blindly(ctx: StepContext) -> Any:
+        return await _Now.behave(ctx, code)
 
-
-async def following_blindly(ctx: StepContext) -> Any:
-    """A step that takes nothing of its parents."""
-    return await _Now.behave(ctx)
+    return first, picky_first, following, following_blindly
 
 
 @lru_cache
@@ -137,6 +143,7 @@ def version_of(number: int, version: int) -> Workflow:
         dedupe_window=chance.choice(("2s", "1h", "1h")),
         retry_window=chance.choice(("3s", "1h", "1h")),
     )
+    first, picky_first, following, following_blindly = handlers(workflow)
     for step, parents in SHAPES[shape].items():
         handler: Any = chance.choice((following, following_blindly)) if parents else begin
         options: dict[str, Any] = {}

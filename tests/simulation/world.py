@@ -106,11 +106,15 @@ class World:
         return self.releases[-1]
 
     def code(self) -> list[Workflow]:
-        """What the worker that begins now has: the newest release, or, where not all is deployed yet, an older."""
+        """What the worker that begins now has: the newest release, or, where not all is deployed yet, an older, or
+        the newest version alone of each workflow."""
         release = newest = len(self.releases) - 1
         if newest and not self.calm and self.chance("releases").random() < 0.3:
             release = self.chance("releases").randrange(newest)
         self._code[PROCESS.get()] = release
+        if newest and not self.calm and self.chance("releases").random() < 0.5:
+            self._code[PROCESS.get()] = -1  # of what runs it does not have all
+            return list({workflow.name: workflow for workflow in self.releases[release]}.values())
         return self.releases[release]
 
     def is_outdated(self, process: Process) -> bool:
