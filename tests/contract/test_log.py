@@ -155,6 +155,23 @@ def test_a_topic_that_was_unknown_is_found_once_it_exists(log: Log) -> None:
     run(scenario())
 
 
+def test_missing_partition_is_an_error_of_that_record(log: Log) -> None:
+    topic = log.topic(2)
+
+    async def scenario() -> None:
+        producer, reader = log.producer(), log.reader()
+        assert await reader.partitions(topic) == 2
+        [taken] = await producer.send([Record(topic, b"k", b"v", 1)])
+        assert taken == Delivery(1, 0)
+        first, missing, last = await producer.send([Record(topic, b"k", b"v", number) for number in (1, 7, 1)])
+        assert (first, last) == (Delivery(1, 1), Delivery(1, 2))
+        assert missing.error is not None
+        with pytest.raises(LogUnavailable):
+            await reader.partitions(f"{topic}-none")
+
+    run(scenario())
+
+
 def test_bounds(log: Log) -> None:
     topic = log.topic(2)
 

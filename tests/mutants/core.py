@@ -154,7 +154,7 @@ def the_same_partition_again(patch: Patch) -> None:
     patch.setattr(dispatch, "next_partition", lambda partition, partitions: partition)
 
 
-@planted("S5", "unit", "laws", "exhaustive")
+@planted("S5", "unit", "exhaustive")
 def every_report_is_of_the_last_dispatch(patch: Patch) -> None:
     """A stale report that a step is not served begins a second chain of dispatches."""
 
