@@ -93,8 +93,8 @@ def behave_as(behaviour: Behaviour) -> None:
 
 
 def handlers(code: Workflow) -> tuple[Any, Any, Any, Any]:
-    """The code of one version: of a step without parents, the same with a type that refuses some inputs, of one with
-    parents, and of one that takes nothing of them."""
+    """The code of one version: of a step without parents, the same with a type that refuses some inputs, of one
+    with parents, and of one that takes nothing of them."""
 
     async def first(input: Order, ctx: StepContext) -> Any:
         return await _Now.behave(ctx, code)
@@ -124,7 +124,7 @@ def version_of(number: int, version: int) -> Workflow:
     name = f"w{number}-{list(SHAPES)[number % len(SHAPES)]}"
     shape = list(SHAPES)[(number + 2 * version - 2) % len(SHAPES)]
     # Not drawn: what is drawn stays as it was. A workflow is as picky in every version.
-    order, begin = (PickyOrder, picky_first) if number % 5 == number // 5 else (Order, first)
+    is_picky = number % 5 == number // 5
     triggers = []
     if chance.random() < 0.8:
         unique_by = chance.choice(("id", "id", None))
@@ -133,7 +133,7 @@ def version_of(number: int, version: int) -> Workflow:
     workflow = Workflow(
         name,
         version=str(version),
-        input=order,
+        input=PickyOrder if is_picky else Order,
         triggers=triggers,
         queue=chance.choice(("q1", "q1", "q2")),
         retry=Retry(
@@ -144,6 +144,7 @@ def version_of(number: int, version: int) -> Workflow:
         retry_window=chance.choice(("3s", "1h", "1h")),
     )
     first, picky_first, following, following_blindly = handlers(workflow)
+    begin = picky_first if is_picky else first
     for step, parents in SHAPES[shape].items():
         handler: Any = chance.choice((following, following_blindly)) if parents else begin
         options: dict[str, Any] = {}
