@@ -110,8 +110,14 @@ class Overlay:
         self._set(self._rule_sets, RULES_KEY, rule_sets)
 
     def bar_rule_sets(self, src: int) -> None:
-        """The raise at `src` is given up: whoever has folded it may have no say on what is permitted."""
-        self.put_rule_sets(self.rule_sets()._replace(src=src))
+        """The raise at `src` is given up: whoever has folded it may have no say on what is permitted.
+
+        It changes nothing if a later raise is in, which was judged by what is permitted here.
+        """
+        held = self.rule_sets()
+        if held.src > src:
+            return
+        self.put_rule_sets(held._replace(src=src))
         self._bars_rule_sets = True
 
     def put_definition(self, definition: WorkflowDefinition, src: int) -> None:

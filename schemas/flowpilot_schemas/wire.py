@@ -37,7 +37,7 @@ class Origin(BaseModel):
     topic_id: Text
     partition: Partition
     offset: Offset
-    timestamp: int | None = None
+    timestamp: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
 
 
 class RecordHeader(BaseModel):

@@ -154,6 +154,22 @@ def test_the_type_on_the_wire_is_the_models() -> None:
         assert model.model_fields["type"].default == name
 
 
+@pytest.mark.parametrize("name", EVENT_TYPES)
+def test_integers_in_nested_parts_of_an_event_are_bounded(name: str) -> None:
+    """They may be given as text, whose integers the decoder does not bound; beyond 64 bits none can be encoded."""
+
+    def check(schema: Any, where: str) -> None:
+        if isinstance(schema, dict):
+            assert schema.get("type") != "integer" or {"minimum", "maximum"} <= schema.keys(), where
+            for key, part in schema.items():
+                check(part, f"{where}.{key}")
+        elif isinstance(schema, list):
+            for part in schema:
+                check(part, where)
+
+    check(EVENT_TYPES[name].model_json_schema().get("$defs"), name)
+
+
 def test_a_message_leaves_out_what_is_none() -> None:
     message = CancelExecution(execution="e", actor="a")
     assert encode_message(message) == b'{"v":1,"type":"execution.cancel","execution":"e","actor":"a","reason":""}'

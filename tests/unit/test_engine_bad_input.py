@@ -52,6 +52,10 @@ BAD: dict[str, tuple[bytes | None, str]] = {
     "nesting 1,000 deep": (raw("[" * 1000 + "]" * 1000), "not_json"),
     "an integer beyond 64 bits": (raw(str(2**63)), "integer_too_large"),
     "an integer of a million digits": (raw("9" * 10**6), "integer_too_large"),
+    "an integer beyond 64 bits, as text": (
+        json(origin={"topic": "t", "topic_id": "i", "partition": 0, "offset": 0, "timestamp": "9" * 30}),
+        "wrong_shape",
+    ),
     "a lone surrogate": (raw('"\\ud800"'), "not_json"),
     "a task id that is none": (orjson.dumps({"type": "step.completed", "task_id": "x/1/y"}), "wrong_shape"),
     "attempt zero": (orjson.dumps({"type": "step.completed", "task_id": f"{X}/0/a/0"}), "wrong_shape"),

@@ -380,3 +380,21 @@ def test_raise_passed_over_unread_bars_what_lands_late(kills: set[int]) -> None:
     world.raise_to(2)
     drain(owner)
     assert held(owner).highest == 2
+
+
+def test_raise_that_landed_stays_when_an_earlier_one_is_left_unread(kills: set[int]) -> None:
+    world = World()
+    world.raise_to(2)
+    world.raise_to(3)
+    owner = world.owner(rules=3)
+    owner.process(owner.fetch(2)).before(is_watermark, 2)  # both raises are in, their batch is not
+    owner.crash()
+    kills.add(0)
+    for _ in range(2 * CRASHES - 1):
+        owner = world.owner(rules=3)
+        with pytest.raises(Killed):
+            one(owner)
+        owner.crash()
+    owner = world.owner(rules=3)
+    drain(owner)
+    assert held(owner).raises == (Raise(0, 2), Raise(1, 3))
