@@ -156,6 +156,11 @@ TYPES = st.recursive(
 def filters(draw: st.DrawFn) -> Any:
     """What the models above look like, with a leaf that may fit."""
     value: Any = draw(st.sampled_from([1, "x", None, 1.5]))
+    if draw(st.booleans()):  # the same at every level: every union on the way down is tried in vain
+        kind = draw(st.sampled_from([{}, {"kind": "two"}]))
+        for _ in range(draw(st.sampled_from([3, 12, 17]))):
+            value = {**kind, "items": [value]}
+        return value
     for _ in range(draw(st.integers(0, 25))):
         kind = draw(st.sampled_from([{}, {"kind": "one"}, {"kind": "two"}]))
         value = draw(st.sampled_from([{**kind, "items": [value]}, {"items": [], "other": value}, [value]]))
