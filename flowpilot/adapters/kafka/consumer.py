@@ -219,7 +219,7 @@ class KafkaConsumer:
         """See the port."""
         if positions and not self._closed:
             notes = notes or {}
-            offsets = [ConfluentPartition(*tp, offset, notes.get(tp)) for tp, offset in positions.items()]
+            offsets = [ConfluentPartition(*tp, offset, notes.get(tp, "")) for tp, offset in positions.items()]
             await asyncio.wrap_future(self._do(lambda: self._commit(offsets)))
 
     def _commit(self, offsets: list[ConfluentPartition]) -> None:
