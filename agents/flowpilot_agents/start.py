@@ -91,8 +91,9 @@ def run(settings: Settings, build_engine: BuildEngine) -> NoReturn:
     log_producer = KafkaProducer(producer_properties(settings, gapless=True))
     pulse = new_pulse()
     guarded = GuardedProducer(log_producer, pulse)
-    app = bind(settings, build_engine(settings, guarded, meter), guarded, pulse, meter)
-    announcement = EngineAnnouncement(settings)
+    engine = build_engine(settings, guarded, meter)
+    app = bind(settings, engine, guarded, pulse, meter)
+    announcement = EngineAnnouncement(settings, engine)
     app.announce = announcement.run
     worker = faust.Worker(app, loop=loop, quiet=True, override_logging=False)
     worker.spinner = None

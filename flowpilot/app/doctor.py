@@ -22,6 +22,7 @@ from flowpilot.app.serving import Seen, unserved
 from flowpilot.app.topics import registered_queues
 from flowpilot.app.trigger_topics import BETWEEN, lags, troubles
 from flowpilot.ports.log import LogUnavailable
+from flowpilot.ports.members import LiveMembers
 from flowpilot.settings import Settings
 from flowpilot_schemas.mac import INVALID, MISSING
 
@@ -59,6 +60,7 @@ def examine(settings: Settings) -> Iterator[Check]:
         yield from _guarded("roles", lambda: _roles(settings, queues))
         yield from _guarded("versions", lambda: _versions(settings))
         yield from _guarded("trigger topics", lambda: _trigger_topics(settings))
+        yield from _guarded("partitions", lambda: engines_say(asyncio.run(look(settings))[0]))
 
 
 def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -222,6 +224,18 @@ def _trigger_topics(settings: Settings) -> Iterator[Check]:
     if seen.others:
         detail += f"; {seen.others} positions of topics, partitions and workflows that are no more are ignored"
     yield Check("trigger topics", "ok", detail)
+
+
+def engines_say(live: LiveMembers) -> Iterator[Check]:
+    """What live engines announce: partitions that they stopped, and rule sets that not all of them have."""
+    stopped = {stop.partition: stop.reason for engine in live.engines for stop in engine.stopped}
+    for partition, reason in sorted(stopped.items()):
+        remedy = "flowpilot engine, of a later release" if "upgrade the engine" in reason else None
+        yield Check(f"partition {partition}", "fail", reason, remedy)
+    rules = sorted({engine.rules for engine in live.engines})
+    if len(rules) > 1:
+        detail = f"engines of different releases: some have rule sets up to {rules[0]}, others up to {rules[-1]}"
+        yield Check("rule sets", "warn", detail, "upgrade all engines, then flowpilot setup")
 
 
 def _reader(name: str, members: int, lag: int, remedy: str, what: str = "record") -> Check:

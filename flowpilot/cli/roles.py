@@ -22,7 +22,13 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def setup(output: Output = Format.TABLE) -> None:
+RaiseRules = Annotated[
+    bool,
+    typer.Option("--raise-rules", help="Permit this release's rule sets without looking at engines."),
+]
+
+
+def setup(output: Output = Format.TABLE, raise_rules: RaiseRules = False) -> None:
     """Create topics and tables, or mend them.
 
     \b
@@ -31,12 +37,15 @@ def setup(output: Output = Format.TABLE) -> None:
       FLOWPILOT_EVENT_PARTITIONS=4 flowpilot setup        the count is fixed for life: a changed one is refused
       FLOWPILOT_REPLICATION_FACTOR=3 flowpilot setup      on a cluster of three brokers
 
-    Running it again is harmless. Needs Kafka (FLOWPILOT_BOOTSTRAP_SERVERS) and PostgreSQL (FLOWPILOT_DATABASE_URL).
+    Running it again is harmless. When all engines are of this release it also permits the rule sets that came with
+    it: from then on an engine of an earlier release stops.
+
+    Needs Kafka (FLOWPILOT_BOOTSTRAP_SERVERS) and PostgreSQL (FLOWPILOT_DATABASE_URL).
     """
     from flowpilot.app.setup import setup as run_setup
 
     settings = begin(kafka=True)
-    outcome = run_setup(settings)
+    outcome = run_setup(settings, force_rules=raise_rules)
     for warning in outcome.warnings:
         say(f"warning: {warning}")
     topics = [{"topic": topic.topic, "outcome": topic.outcome} for topic in outcome.topics]
@@ -44,10 +53,13 @@ def setup(output: Output = Format.TABLE) -> None:
         rows(topics, ("topic", "outcome"), output, empty="no topics")
         made = "created" if outcome.database_created else "up to date"
         say(f"database {outcome.database}: {made}")
+        if outcome.rules is not None:
+            say(outcome.rules.detail)
         say("next: flowpilot engine, flowpilot router, flowpilot audit and flowpilot worker MODULE:WORKFLOW")
     else:
         database = {"address": outcome.database, "created": outcome.database_created}
-        record({"topics": topics, "database": database}, output)
+        rules = outcome.rules._asdict() if outcome.rules else None
+        record({"topics": topics, "database": database, "rules": rules}, output)
 
 
 def engine() -> None:

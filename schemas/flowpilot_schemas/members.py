@@ -26,6 +26,8 @@ CLOCK_KEY = b"clock"
 # Of a record's `MEMBER_MESSAGE`; what is left is for the ids, the release and the key.
 DEFINITIONS_SIZE = 128 * KIB
 QUEUES_SIZE = 96 * KIB
+STOPPED_TOLD = 50
+_REASON_TOLD = 400  # characters
 
 SessionMs = Annotated[int, Field(ge=1_000, le=LONGEST_SESSION_MS)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -65,14 +67,25 @@ class WorkerAnnounced(Message):
         return worker_key(self.worker)
 
 
+class StoppedPartition(BaseModel):
+    """A partition of the events topic that an engine owns and does not go on with."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    partition: Partition
+    reason: Text
+
+
 class EngineAnnounced(Message):
-    """A live engine; `rules`: the newest set of fold rules that it knows."""
+    """A live engine; `rules`: the highest rule set that it has. `stopped`: partitions that it has stopped, the
+    lowest first; those beyond `STOPPED_TOLD` are left out."""
 
     type: Literal["engine.announced"] = "engine.announced"
     engine: Text
     started_at: Text
     release: Text
     rules: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    stopped: list[StoppedPartition] = Field(default=[])
     session_ms: SessionMs
 
     @property
@@ -89,6 +102,14 @@ def worker_key(worker: str) -> bytes:
 def engine_key(engine: str) -> bytes:
     """The record key of an engine."""
     return f"engine/{engine}".encode()
+
+
+def stopped_partitions(stopped: Mapping[int, str]) -> list[StoppedPartition]:
+    """Partition to sentence, as far as an announcement has room for it."""
+    return [
+        StoppedPartition(partition=partition, reason=stopped[partition][:_REASON_TOLD])
+        for partition in sorted(stopped)[:STOPPED_TOLD]
+    ]
 
 
 def worker_announced(

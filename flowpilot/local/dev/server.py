@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
+from flowpilot.app.rule_sets import raise_rules
 from flowpilot.local.dev.banner import banner
 from flowpilot.local.dev.file import DevFile
 from flowpilot.local.dev.found import Found, FoundWorkflow, discover, find
@@ -162,6 +163,7 @@ class DevServer:
         self._settings = settings.model_copy(update={"event_partitions": events, "step_partitions": steps})
         self._admin = KafkaAdmin(self._settings)
         self._admin.setup()
+        raise_rules(self._settings, force=True)  # the engine that it starts is the only one
         environment = {
             "FLOWPILOT_EVENT_PARTITIONS": str(events),
             "FLOWPILOT_STEP_PARTITIONS": str(steps),
