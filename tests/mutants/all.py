@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants import core, edges, engine, protocol, roles
+from tests.mutants import core, edges, engine, protocol, roles, rule_sets
 from tests.mutants.catalogue import Mutant, Patch
 
 
@@ -15,6 +15,7 @@ MUTANTS = {
     mutant.name: mutant
     for catalogue in (
         protocol.planted,
+        rule_sets.planted,
         engine.planted,
         core.planted,
         roles.router,

@@ -1,4 +1,4 @@
-"""What a planted defect is. The defects stand in `protocol`, `engine`, `core`, `roles` and `edges`."""
+"""What a planted defect is. The defects stand in `protocol`, `rule_sets`, `engine`, `core`, `roles` and `edges`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 Patch = pytest.MonkeyPatch
-LAYERS = ("unit", "laws", "storm", "exhaustive", "simulation", "integration")
+LAYERS = ("unit", "laws", "storm", "releases", "exhaustive", "simulation", "integration")
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,21 @@ def integration(room: str, seconds: float) -> str | None:
 
 def storm(room: str, seconds: float) -> str | None:
     """Seeds of the storm, one after another."""
+    from tests.property.storm import storm as blow
+
+    return _stormy(blow, seconds)
+
+
+def releases(room: str, seconds: float) -> str | None:
+    """The same with engines of several releases."""
+    from tests.property.releases import releases as blow
+
+    return _stormy(blow, seconds)
+
+
+def _stormy(blow: Callable[[int], list[str]], seconds: float) -> str | None:
     from flowpilot.core import notices
     from flowpilot.engine import trial
-    from tests.property.storm import storm as blow
 
     with pytest.MonkeyPatch.context() as patch:
         # As in tests/property/test_protocol.py: no record is the reason of the storm's crashes.
@@ -121,6 +133,7 @@ LAYERS: dict[str, Layer] = {
     "unit": unit,
     "laws": laws,
     "storm": storm,
+    "releases": releases,
     "exhaustive": exhaustive,
     "simulation": simulation,
     "integration": integration,
@@ -136,7 +149,7 @@ def applies(layer: str, room: str) -> bool:
             return room in _INTEGRATION
         case "laws":
             return room == "core"
-        case "storm":
+        case "storm" | "releases":
             return room in ("core", "engine")
         case "exhaustive":
             return room == "core" and _is_there("tests.exhaustive.explore")

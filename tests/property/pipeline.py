@@ -186,7 +186,9 @@ class Pipeline(Traffic):
             return
         for record in self._landed(T.history):
             self.told.tell(record)
-            assert not misjudged(self.storm, [decode_object(record.value)])
+            assert not list(
+                misjudged(self.world.log.records(T.events), self.world.home, [decode_object(record.value)])
+            )
         assert not self.world.early, self.world.early  # S8
         assert not self.storm.problems, self.storm.problems
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import random
 import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from flowpilot.core.rule_sets import RuleSets
 from flowpilot.engine.keys import RULES_KEY
-from flowpilot_schemas.codec import decode_object
+from flowpilot.ports.log import Fetched
+from flowpilot_schemas.codec import BadRecord, decode_object
 from tests.property.storm import Storm
 from tests.unit.engine_world import WORKFLOWS, Owner, T, starting
 
@@ -65,7 +68,8 @@ def releases(seed: int, length: int = 600) -> list[str]:
     """Run one seed; what is wrong: also that a start was judged by another raise than the last one below it."""
     run = Releases(seed, length)
     run.run()
-    return [*run.verdict(), *misjudged(run, run.world.values(T.history))]
+    world = run.world
+    return [*run.verdict(), *misjudged(world.log.records(T.events), world.home, world.values(T.history))]
 
 
 def lacking(run: Storm) -> list[str]:
@@ -78,27 +82,34 @@ def lacking(run: Storm) -> list[str]:
     ]
 
 
-def misjudged(run: Storm, history: list[dict[str, Any]]) -> list[str]:
-    """Each start that began, or was refused for its rule set, against the log."""
+def misjudged(
+    events: Iterable[Fetched], home: Callable[[str], int], history: Iterable[dict[str, Any]]
+) -> Iterator[str]:
+    """Starts in `history` that began, or were refused for their rule set, against the raises in the log."""
     told = [value for value in history if value["type"] in ("ExecutionStarted", "StartRefused")]
     if not told:
-        return []
-    starts = {(r.partition, r.offset): r for r in run.world.log.records(T.events)}
+        return
+    records = {(record.partition, record.offset): record for record in events}
     permitted: dict[tuple[int, int], int] = {}
-    highest = dict.fromkeys(range(run.partitions), 1)
-    for place, record in sorted(starts.items()):
+    highest: defaultdict[int, int] = defaultdict(lambda: 1)
+    for place, record in sorted(records.items()):
         permitted[place] = highest[record.partition]
-        if record.key == RULES_KEY and decode_object(record.value)["rules"] == highest[record.partition] + 1:
-            highest[record.partition] += 1
-    wrong = []
+        raised = _number(record, "rules.permitted")
+        highest[record.partition] += raised == highest[record.partition] + 1
     for value in told:
-        if "." in value["execution"]:
-            continue
-        place = (run.world.home(value["execution"]), value["run"])
-        message = decode_object(starts[place].value)
-        if message["type"] != "execution.start":
-            continue
-        above = (message.get("rules") or 1) > permitted[place]
+        place = (home(value["execution"]), value["run"])
+        asked = _number(records[place], "execution.start")
+        above = asked is not None and asked > permitted[place]
         if above != (value.get("reason") == "rules_not_permitted"):
-            wrong.append(f"the start at {place} was misjudged: {value}")
-    return wrong
+            yield f"the start at {place} asked for rule set {asked} of {permitted[place]}, but: {value}"
+
+
+def _number(record: Fetched, kind: str) -> int | None:
+    """The field `rules` of a message of that kind."""
+    if kind.encode() not in (record.value or b""):
+        return None
+    try:
+        message = decode_object(record.value)
+    except BadRecord:
+        return None
+    return message.get("rules") if message.get("type") == kind else None

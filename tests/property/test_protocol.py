@@ -13,6 +13,7 @@ from flowpilot.core.state import decode_execution
 from flowpilot.engine import trial
 from flowpilot.engine.keys import is_state
 from flowpilot.engine.table import entry_of
+from tests.mutants import rule_sets
 from tests.mutants.catalogue import Mutant
 from tests.mutants.protocol import planted
 from tests.property.releases import Releases, releases
@@ -22,6 +23,7 @@ from tests.unit.engine_world import T, quiet  # noqa: F401
 SEEDS = 300
 _AT_ONCE = 20
 _MUTANT_SEEDS = 400
+STORMY = [mutant for mutant in rule_sets.planted.mutants if "releases" in mutant.layers]
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +74,12 @@ def test_the_storm_reaches_what_it_is_for() -> None:
 def seeds_needed(most: int = _MUTANT_SEEDS) -> int | None:
     """How many seeds it takes until a storm goes wrong; None if none of them does."""
     return next((seed + 1 for seed in range(most) if storm(seed)), None)
+
+
+@pytest.mark.parametrize("mutant", STORMY, ids=lambda mutant: mutant.name)
+def test_the_storm_of_releases_finds_defects_of_rule_sets(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.plant(monkeypatch)
+    assert any(releases(seed) for seed in range(100))
 
 
 @pytest.mark.parametrize("mutant", planted.mutants, ids=lambda mutant: mutant.name)

@@ -33,6 +33,7 @@ class Chaos:
             "leader": self._leader,
             "compaction": self._compaction,
             "duplicate": partial(strangers.duplicate, world),
+            "rule_sets": partial(strangers.rule_sets, world),
             "bad_event": partial(strangers.bad_event, world),
             "clock_jump": self._clock_jump,
             "database_away": self._database_away,

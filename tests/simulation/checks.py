@@ -10,12 +10,14 @@ import orjson
 
 from flowpilot.audit.verify import verify
 from flowpilot.core.state import decode_execution, encode_execution
+from flowpilot.engine.keys import RULES_KEY
 from flowpilot.engine.table import PartitionTable
 from flowpilot.ports.log import Fetched
 from flowpilot_schemas.history import GENESIS, HEADER_HASH, HEADER_PREV, chain, from_iso
 from flowpilot_schemas.ids import root_id
 from flowpilot_schemas.topics import Topics
 from flowpilot_schemas.triggers import ANY_WORKFLOW
+from tests.property.releases import misjudged
 from tests.simulation.outcomes import wrong_letters, wrong_outcomes
 from tests.simulation.pinned import not_as_pinned, wrong_workflow_rows
 from tests.simulation.reference import Reference, states_of
@@ -106,6 +108,7 @@ def s2_one_end(e: Evidence) -> Iterator[str]:
 
 def s3_the_fold(e: Evidence) -> Iterator[str]:
     """State, audit and emitted work equal the fold of the events topic."""
+    yield from s3_rule_sets(e)
     topics, log = e.topics, e.log
     told: dict[str, set[tuple[bytes | None, bytes | None]]] = {}
     wanted: dict[str, dict[tuple[bytes | None, bytes | None], tuple[int, int]]] = {}
@@ -136,6 +139,17 @@ def s3_the_fold(e: Evidence) -> Iterator[str]:
             is_, should = _without_src(is_), _without_src(should)
         if is_ != should:
             yield f"the state of {execution} is {is_!r} instead of {should!r}"
+
+
+def s3_rule_sets(e: Evidence) -> Iterator[str]:
+    """A start is judged by the last raise below its own offset, whoever folds it."""
+    history = (value for run in e.history for value in e.values(run))
+    events = [
+        record
+        for record in e.log.records(e.topics.events)
+        if record.key != RULES_KEY or (record.partition, record.offset) not in e.given_up
+    ]
+    yield from misjudged(events, lambda execution: _home(e, execution), history)
 
 
 def _without_src(state: bytes | None) -> bytes | None:

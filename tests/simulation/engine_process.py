@@ -20,6 +20,7 @@ from flowpilot_agents.watch import GuardedProducer, Pulse
 from tests.simulation.broker import SimProducer, SimReader
 from tests.simulation.engine_group import Assignment, EngineGroup, Membership
 from tests.simulation.loop import PROCESS
+from tests.simulation.plan import RULES
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -34,6 +35,7 @@ class EngineProcess:
     def __init__(self, world: World) -> None:
         self._world, self._plan = world, world.plan
         self._process = PROCESS.get()
+        self._rules = world.rules()
         self._group: EngineGroup = world.engine_group
         loop, broker, topics = world.loop, world.broker, world.topics
         # The real one looks at the boot clock, and is best effort: some seeds do without.
@@ -49,6 +51,7 @@ class EngineProcess:
             LogDefinitions(producer, self._reader, topics.definitions),
             clock=lambda: int((world.wall(self._process)) * 1_000),
             nonce=world.name_anew,
+            rules=self._rules,
         )
         self.executions = Executions(self.engine, self.pulse, self._plan.batch_size)
         self.executions.on_room = lambda: self.woken.set()
@@ -158,7 +161,12 @@ class EngineProcess:
     def _stopped(self, partitions: Sequence[int]) -> None:
         for partition in partitions:
             self._positions.pop(partition, None)
-            self._world.report("R1", f"partition {partition} stopped: {self.engine.stopped[partition]}")
+            reason = self.engine.stopped[partition]
+            if "upgrade the engine" in reason and self._rules < RULES:
+                self._world.fault("upgrade", reason)
+                self.stop()  # who comes next may be of the newer release
+            else:
+                self._world.report("R1", f"partition {partition} stopped: {reason}")
 
     # ---- delivery, timer, commit
 

@@ -31,6 +31,7 @@ TIMED = {
     "grown_topic": 0.1,
     "retention": 0.25,
     "forged_position": 0.3,
+    "rule_sets": 0.4,
 }
 """Faults that come by themselves, and how many of each a second there are at most."""
 
@@ -49,6 +50,9 @@ STEADY = (
     "giving_up",
 )
 """Faults that are a property of the seed's world."""
+
+RULES = 2
+"""The rule sets of the newer of two releases; the older has the first alone. Only of some seeds there are both."""
 
 KINDS = (*TIMED, *STEADY)
 # What matters most is drawn more often than its turn.

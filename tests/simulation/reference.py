@@ -13,6 +13,7 @@ from flowpilot.engine.table import WATERMARK_KEY, PartitionTable
 from flowpilot.engine.trial import Fate
 from flowpilot.ports.log import Delivery, Fetched, Record
 from tests.simulation.broker import Broker
+from tests.simulation.plan import RULES
 
 Output = tuple[str, bytes | None, bytes | None]
 """Topic, key, value."""
@@ -27,7 +28,7 @@ class Reference:
         self._now: list[Output] = []
         self.now = 0
         self.outputs: dict[tuple[int, int], list[Output]] = {}
-        self.engine = Engine(events, self, self, definitions, lambda: self.now, lambda: "reference")
+        self.engine = Engine(events, self, self, definitions, lambda: self.now, lambda: "reference", rules=RULES)
         self._nowhere = Delivery(-1, -1, "unknown topic")
 
     # ---- the ports

@@ -10,8 +10,10 @@ import orjson
 from flowpilot.ports.log import Record
 from flowpilot_schemas import messages as m
 from flowpilot_schemas.codec import encode_message
+from flowpilot_schemas.ids import keyed_execution_id
 from tests.property.storm import BAD_EVENTS
 from tests.simulation.loop import WORLD
+from tests.simulation.plan import RULES
 from tests.simulation.workflows import TOPICS
 from tests.simulation.world import World
 
@@ -29,6 +31,33 @@ def duplicate(world: World, chance: random.Random) -> bool:
     partition, offset = world.broker.append(again, WORLD)[:2]
     if topic == topics.events and (record.partition, record.offset) in world.bad_events:
         world.bad_events.append((partition, offset))
+    return True
+
+
+def rule_sets(world: World, chance: random.Random) -> bool:
+    """Setup permits the newer rule set, of all partitions or half-way; or a producer asks for one by number."""
+    topics, kind = world.topics, chance.random()
+    if kind < 0.5:
+        rules = chance.choice((RULES, RULES, RULES, RULES + 3))
+        reached = chance.choice((1, world.plan.partitions, world.plan.partitions))
+        world.fault("rule_sets", f"{rules} for {reached} partitions")
+        for partition in range(reached):
+            raised = encode_message(m.RulesPermitted(rules=rules))
+            world.broker.append(Record(topics.events, b"rules", raised, partition), WORLD)
+        return True
+    definition = chance.choice(world.workflows).definition
+    execution = keyed_execution_id(definition.name, f"rules-{chance.randrange(5)}")
+    start = m.StartExecution(
+        execution=execution,
+        workflow=definition.name,
+        version=definition.version,
+        definition=definition.hash,
+        rules=chance.choice((None, 1, RULES, RULES, RULES + 1)),
+        input={"id": "p1", "n": 1, "text": ""},
+    )
+    world.fault("rule_sets", f"{execution} asks for {start.rules}")
+    home = world.events_topic().home(execution)
+    world.broker.append(Record(topics.events, execution.encode(), encode_message(start), home), WORLD)
     return True
 
 

@@ -28,7 +28,7 @@ from tests.simulation.engine_group import EngineGroup
 from tests.simulation.group import SimGroup
 from tests.simulation.loop import BEGIN, OUTSIDE, PROCESS, WORLD, Ended, Loop, Process
 from tests.simulation.online import Online
-from tests.simulation.plan import Plan
+from tests.simulation.plan import RULES, Plan
 from tests.simulation.versions import Versions
 from tests.simulation.workflows import TOPICS, version_of
 
@@ -116,6 +116,12 @@ class World:
             self._code[PROCESS.get()] = -1  # of what runs it does not have all
             return list({workflow.name: workflow for workflow in self.releases[release]}.values())
         return self.releases[release]
+
+    def rules(self) -> int:
+        """The rule sets of the engine that begins now: the newer release's, or, until all is calm, the older's."""
+        if "rule_sets" not in self.plan.kinds or self.calm:
+            return RULES
+        return self.chance("engines' releases").choice((1, RULES, RULES))
 
     def is_outdated(self, process: Process) -> bool:
         """Whether it is a worker with older code than there is; told once of each."""
