@@ -66,7 +66,7 @@ def why_not(live: LiveMembers, members: int, rules: int) -> str | None:
     elif members > len(live.engines):
         reason = (
             f"{members} engines are in the group and {len(live.engines)} of them announce which rule sets they "
-            "have: upgrade the others, then run `flowpilot setup` again"
+            "have: upgrade the others, or wait for the end of their sessions, then run `flowpilot setup` again"
         )
     else:
         reason = (
