@@ -19,7 +19,8 @@ def wrong_outcomes(e: Evidence) -> Iterator[str]:
     """Of every record at most one outcome a workflow is current, and a refused input is a dead letter by then."""
     newest: dict[tuple[str, str, int, int, str], tuple[int, dict[str, Any]]] = {}
     for run in e.history:
-        first, *_, last = values = e.values(run)
+        values = e.values(run)
+        first, last = values[0], values[-1]
         origin = first.get("origin")
         if origin is None or first["type"] not in ("ExecutionStarted", "StartRefused"):
             continue

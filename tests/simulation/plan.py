@@ -51,6 +51,9 @@ STEADY = (
 )
 """Faults that are a property of the seed's world."""
 
+ASKED_FOR = {"rule_sets"}
+"""Kinds that no seed draws: those of `Changes.only` alone have them."""
+
 RULES = 2
 """The rule sets of the newer of two releases; the older has the first alone. Only of some seeds there are both."""
 
@@ -149,6 +152,7 @@ def draw(seed: int, changes: Changes | None = None, *, pool: int) -> Plan:
     kinds = {kind for kind in KINDS if random.Random(f"{seed}/{kind}").random() < share + _MORE.get(kind, 0.0)}
     if not share:
         kinds = set()
+    kinds -= ASKED_FOR
     if changes.only is not None:
         kinds = set(changes.only)
     plan.kinds = frozenset(kinds - changes.without)
