@@ -6,8 +6,9 @@ would keep the loser's record, the last of its key; therefore the loser, and who
 did not live to do it, writes the winner's again.
 
 The last record of a definition (`def/<hash>`) is its latest registration: whoever applies a version that is not
-the newest writes the definition again. Compaction keeps exactly that record, at its offset, so every reader finds
-the same order. The version's own record is not written again: its time is that of the first registration.
+the newest writes the definition again, and looks once more when its pointer is written, so that of two versions
+applied at once the current one is the newest. Compaction keeps exactly that record, at its offset, so every reader
+finds the same order. The version's own record is not written again: its time is that of the first registration.
 
 A deleted workflow's pointer is a record that says so, not a null value, which compaction would forget: a worker
 that starts a year later must not bring the workflow back.
@@ -140,11 +141,13 @@ class LogDefinitions:
         if added:
             await self._add(definition, pointer)
             self._refuse_deleted(name, move_pointer)
-        elif move_pointer and not self._is_newest(definition):
-            await self._send(definition_key(definition.hash), canonical(definition.model_dump(mode="json")))
+        elif move_pointer:
+            await self._make_newest(definition)
         if move_pointer or self.current(name) is None:
             await self._send(pointer_key(name), encode_message(pointer))
             await self.refresh()
+        if move_pointer and self._pointers.get(name) == pointer:
+            await self._make_newest(definition)  # another may have been applied between the two records
         return added
 
     async def delete(self, workflow: str) -> list[str]:
@@ -165,9 +168,11 @@ class LogDefinitions:
     def _versions_of(self, workflow: str) -> list[DefinitionPointer]:
         return [pointer for label, pointer in self._versions.items() if label.startswith(f"{workflow}@")]
 
-    def _is_newest(self, definition: WorkflowDefinition) -> bool:
+    async def _make_newest(self, definition: WorkflowDefinition) -> None:
         positions = [self._latest[each.hash] for each in self._definitions.values() if each.name == definition.name]
-        return self._latest.get(definition.hash) == max(positions, default=None)
+        if self._latest.get(definition.hash) != max(positions, default=None):
+            await self._send(definition_key(definition.hash), canonical(definition.model_dump(mode="json")))
+            await self.refresh()
 
     def _refuse_deleted(self, workflow: str, move_pointer: bool) -> None:
         if workflow in self._deleted and not move_pointer:

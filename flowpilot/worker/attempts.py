@@ -29,6 +29,8 @@ from flowpilot.worker.traced import CANCELLED, HANDED_BACK, Traced
 from flowpilot_schemas.codec import BadRecord
 from flowpilot_schemas.messages import StepError
 
+_Taken = tuple[Fetched, Entry, AssignedPartition, bool]
+
 
 class Attempts:
     """Up to `concurrency` attempts at once, begun as the intakes' records arrive (it is their `Events`).
@@ -61,6 +63,7 @@ class Attempts:
         self._clock = clock
         self._observed, self._traced = observed, traced
         self._ready: deque[AssignedPartition] = deque()  # partitions with records that wait, in turn
+        self._read_for: deque[_Taken] = deque()  # of older definitions, read again since
         self._taking = True
         self.running: set[Attempt] = set()
         """Each has one of the places."""
@@ -144,8 +147,11 @@ class Attempts:
     # ---- from a record to a handler
 
     def _dispatch(self) -> None:
-        ready = self._ready
-        while ready and self._taking and len(self.running) < self._concurrency:
+        ready, read_for = self._ready, self._read_for
+        while (ready or read_for) and self._taking and len(self.running) < self._concurrency:
+            if read_for:
+                self._take_again(*read_for.popleft())
+                continue
             partition = ready.popleft()
             if not partition.waiting or not partition.alive:
                 continue
@@ -166,7 +172,9 @@ class Attempts:
             self.tell_started(oldest.attempt)
         self._intakes[partition.tp.topic].commit_soon()
 
-    def _take(self, record: Fetched, entry: Entry, partition: AssignedPartition, suspect: bool) -> None:
+    def _take(
+        self, record: Fetched, entry: Entry, partition: AssignedPartition, suspect: bool, *, is_sure: bool = False
+    ) -> None:
         try:
             message, task_id, not_after = self._records.read(record)
         except BadRecord as bad:
@@ -182,6 +190,9 @@ class Attempts:
             report = not_served(message, record, self._worker_id, handler.reason, partitions)
             self._records.answer(report, record, entry, partition)
             return
+        if not is_sure and self._serving.own(message) is None:
+            self._serving.after_refresh(partial(self._is_read, (record, entry, partition, suspect)))
+            return
         attempt = Attempt(self._worker_id, record, message, task_id, handler, partition, entry)
         self.running.add(attempt)
         if suspect:
@@ -189,6 +200,17 @@ class Attempts:
             self._answers.put(attempt.started(), partial(self._suspect_told, attempt))
         else:
             self._begin(attempt)
+
+    def _is_read(self, taken: _Taken) -> None:
+        self._read_for.append(taken)
+        self._dispatch()
+
+    def _take_again(self, record: Fetched, entry: Entry, partition: AssignedPartition, suspect: bool) -> None:
+        if partition.gone:  # it is delivered to another
+            return
+        self._take(record, entry, partition, suspect, is_sure=True)
+        if not partition.alive and entry.attempt is not None:
+            self.tell_started(entry.attempt)
 
     def _suspect_told(self, attempt: Attempt, error: str | None) -> None:
         self._records.answered(attempt.record, attempt.entry, attempt.partition, error)

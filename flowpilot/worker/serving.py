@@ -3,12 +3,16 @@
 The rule is `flowpilot.core.serving`; here it is applied to what the definitions topic holds. That is read again
 when a message names another definition than the worker's own, at most once a second however many do: so a worker
 learns of versions that are registered, or applied again, while it runs, and no message makes it read on its own.
+
+A definition may be registered again, as in a roll-back, while by what was read the worker's own is the newer. It is
+registered before any step of it is sent, so a reading that begins after the message came has that registration: a
+step of another definition begins only after such a reading (`after_refresh`). Many messages share one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -22,7 +26,9 @@ from flowpilot_schemas.messages import StepReady
 
 _log = structlog.get_logger("flowpilot.worker")
 
-_REFRESH_INTERVAL = 1.0  # seconds
+# Seconds; the shorter where a step waits for it that may be run here.
+_REFRESH_INTERVAL = 1.0
+_SHORTEST_INTERVAL = 0.05
 
 
 class NotServed(NamedTuple):
@@ -41,7 +47,8 @@ class Serving:
         self._reader, self._topics = reader, topics
         self._served: list[tuple[WorkflowDefinition, dict[str, Handler]]] = []
         self._by_hash: dict[str, tuple[WorkflowDefinition, dict[str, Handler]]] = {}
-        self._stale = asyncio.Event()
+        self._stale, self._hurried = asyncio.Event(), asyncio.Event()
+        self._waiting: list[Callable[[], None]] = []
         self._reason = ""
         self.partitions: dict[str, int] = {}
         """By topic, as far as it is known."""
@@ -62,22 +69,46 @@ class Serving:
             if self._reason:
                 _log.info("steps are left to other workers", reason=self._reason)
                 self._reason = ""
+            self._hurried.clear()
+            waiting, self._waiting = self._waiting, []
             try:
                 await self._definitions.refresh()
                 await self._count_partitions()
             except LogUnavailable as error:
                 _log.warning("the definitions cannot be read", error=str(error))
-            await asyncio.sleep(_REFRESH_INTERVAL)
+                self._waiting = waiting + self._waiting
+                self._stale.set()
+                await asyncio.sleep(_REFRESH_INTERVAL)
+                continue
+            for call in waiting:
+                call()
+            await asyncio.sleep(_SHORTEST_INTERVAL)
+            try:
+                async with asyncio.timeout(_REFRESH_INTERVAL - _SHORTEST_INTERVAL):
+                    await self._hurried.wait()
+            except TimeoutError:
+                continue
+
+    def after_refresh(self, call: Callable[[], None]) -> None:
+        """Call it on the event loop once all that is registered by now has been read."""
+        self._waiting.append(call)
+        self._stale.set()
+        self._hurried.set()
 
     async def _count_partitions(self) -> None:
         for topic in self._topics:
             self.partitions[topic] = await self._reader.partitions(topic)
 
-    def find(self, message: StepReady) -> Handler | NotServed:
-        """The handler that runs the step: of that very definition, else of the newest that may."""
+    def own(self, message: StepReady) -> Handler | None:
+        """The handler of the very definition that the message names, whatever else is registered."""
         own = self._by_hash.get(message.definition)
-        if own is not None and own[0].name == message.workflow and message.step in own[1]:
-            return own[1][message.step]
+        return own[1].get(message.step) if own is not None and own[0].name == message.workflow else None
+
+    def find(self, message: StepReady) -> Handler | NotServed:
+        """The handler that runs the step: of that very definition, else of the newest that may, as read."""
+        own = self.own(message)
+        if own is not None:
+            return own
         self._stale.set()
         found = self._of_another(message)
         if isinstance(found, NotServed):

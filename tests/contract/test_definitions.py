@@ -463,3 +463,29 @@ def test_a_definition_at_the_limit_fits(kafka_settings: object, request: pytest.
 
     run(scenario())
     log.close()
+
+
+def test_of_two_versions_applied_at_once_the_current_is_newest(log: Log) -> None:
+    """Otherwise workers of the other one would run steps of the executions that start now."""
+    topic = log.topic(compacted=True)
+    one, two = workflow("1"), workflow("2")
+
+    async def scenario() -> None:
+        async def overtake(records: Sequence[Record]) -> None:
+            if not overtaken.is_set():
+                overtaken.set()
+                await definitions(log, topic).register(one, move_pointer=True)
+
+        overtaken = asyncio.Event()
+        store = definitions(log, topic)
+        await store.register(one)
+        await store.register(two, move_pointer=True)
+        late = LogDefinitions(Delaying(log.producer(), overtake), log.reader(), topic)
+        await late.register(two, move_pointer=True)
+        assert overtaken.is_set()
+        await store.refresh()
+        assert store.current("onboarding") == late.current("onboarding") == two
+        assert (store.position(two.hash) or 0) > (store.position(one.hash) or 0)
+        assert late.position(two.hash) == store.position(two.hash)
+
+    run(scenario())

@@ -12,6 +12,7 @@ import pytest
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.authoring import Workflow
 from flowpilot.ports.definitions import VersionConflict
+from flowpilot.ports.log import LogUnavailable
 from flowpilot_schemas.messages import NOT_SERVED
 from tests.unit.worker_rig import TOPICS, Rig
 from tests.waiting import eventually_async
@@ -204,5 +205,107 @@ def test_two_contents_of_one_version_are_refused() -> None:
         rig = Rig(version(1))
         with pytest.raises(VersionConflict):
             await rig.worker(version(1), version(1, changed=True)).run()
+
+    run(scenario())
+
+
+class Gate(LogDefinitions):
+    """Reads what is registered only while it is `open`; else waits, or fails if it `fails`."""
+
+    def __init__(self, rig: Rig, *, fails: bool = False) -> None:
+        super().__init__(rig.producer, rig.log.reader(), TOPICS.definitions)
+        self._fails = fails
+        self.open = asyncio.Event()
+        self.open.set()
+        self.asked = 0
+
+    async def refresh(self) -> None:
+        self.asked += 1
+        if self._fails and not self.open.is_set():
+            raise LogUnavailable("not now")
+        await self.open.wait()
+        await super().refresh()
+
+
+def older(rig: Rig, of: Workflow, partition: int = 0) -> str:
+    return rig.ready("same", partition=partition, version=of.version, definition=of.definition.hash)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_older_step_begins_after_a_reading_newer_than_its_message(fails: bool) -> None:
+    one, two = version(1), version(2)
+
+    async def scenario() -> None:
+        rig = Rig(two)
+        others, gate = known(rig), Gate(rig, fails=fails)
+        await others.register(one.definition)
+        async with rig.serving(two, definitions=gate):
+            await rig.assigned()
+            assert await outcome(rig, "same", one) == "v2"
+            gate.open.clear()
+            await others.register(one.definition, move_pointer=True)  # a roll-back
+            asked, tasks = gate.asked, [older(rig, one) for _ in range(6)]  # more than there are places
+            assert await outcome(rig, "same", two) == "v2"  # its own steps do not wait
+            await eventually_async(lambda: gate.asked > asked)
+            assert not any(rig.answer(task) for task in tasks)
+            gate.open.set()
+            for task in tasks:
+                found = await eventually_async(lambda task=task: rig.answer(task, "completed", "failed"))
+                assert found["error"]["message"].endswith(NEWER)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_older_step_that_waits_runs_once_across_a_rebalance(
+    handed_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowpilot.worker.intake._HAND_OVER", 10.0 if handed_over else 0.1)
+    one, two = version(1), version(2)
+
+    async def scenario() -> None:
+        rig = Rig(two, partitions=2)
+        await known(rig).register(one.definition)
+        gate = Gate(rig)
+        async with rig.serving(two, definitions=gate) as worker:
+            await rig.assigned()
+            gate.open.clear()
+            asked, tasks = gate.asked, [older(rig, one, partition) for partition in (0, 1)]
+            await eventually_async(lambda: gate.asked > asked)
+            async with rig.serving(two):
+                [intake] = worker._intakes.values()
+                if handed_over:  # the first worker waits for what it holds, before it lets a partition go
+                    await eventually_async(lambda: any(not each.alive for each in intake._partitions.values()))
+                else:
+                    await rig.assigned(members=2)
+                gate.open.set()
+                for task in tasks:
+                    await eventually_async(lambda task=task: rig.answer(task, "completed"))
+                await rig.assigned(members=2)
+                await eventually_async(lambda: _committed(rig))
+        assert sorted(found["task_id"] for found in rig.answers("completed")) == sorted(tasks)
+
+    async def _committed(rig: Rig) -> bool:
+        return [await rig.committed(partition) for partition in (0, 1)] == [1, 1]
+
+    run(scenario())
+
+
+def test_stopped_worker_leaves_steps_that_wait_to_others() -> None:
+    one, two = version(1), version(2)
+
+    async def scenario() -> None:
+        rig = Rig(two)
+        await known(rig).register(one.definition)
+        gate = Gate(rig)
+        async with rig.serving(two, definitions=gate) as worker:
+            await rig.assigned()
+            gate.open.clear()
+            asked, task = gate.asked, older(rig, one)
+            await eventually_async(lambda: gate.asked > asked)
+            worker.stop()
+        assert rig.answers() == []
+        async with rig.serving(two):
+            await eventually_async(lambda: rig.answer(task, "completed"))
 
     run(scenario())
