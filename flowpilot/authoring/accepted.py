@@ -21,7 +21,7 @@ from flowpilot.authoring.accepted_values import ANYTHING, NOTHING, Core, Schema,
 
 def accepted_schema(adapter: TypeAdapter[Any]) -> Schema:
     """The schema of all JSON that `adapter.validate_json` takes, and maybe more."""
-    walk = _Walk()
+    walk = _Walk(adapter.core_schema)
     schema = walk.schema(adapter.core_schema, {})
     if isinstance(schema, dict) and walk.defined:
         return {**schema, "$defs": walk.defined}
@@ -31,8 +31,9 @@ def accepted_schema(adapter: TypeAdapter[Any]) -> Schema:
 class _Walk:
     """One walk through a core schema; `defined` are the definitions that references name."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Core) -> None:
         self.defined: dict[str, Any] = {}
+        self._root = root
         self._cores: dict[str, Core] = {}
         self._names: dict[str, str] = {}
 
@@ -58,7 +59,7 @@ class _Walk:
             return ANYTHING
         if ref not in self._names:
             self._names[ref] = name = f"d{len(self._names)}"
-            self.defined[name] = self.schema(self._cores[ref], config)
+            self.defined[name] = self.schema(self._cores[ref], values.config_of_definitions(self._root))
         return {"$ref": f"#/$defs/{self._names[ref]}"}
 
     def inner(self, core: Core, config: Core) -> Schema:

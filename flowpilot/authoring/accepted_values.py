@@ -13,9 +13,37 @@ Core = Mapping[str, Any]
 
 ANYTHING, NOTHING = True, False
 _NUMERIC = ["boolean", "number", "string"]
+_WITHOUT_PARTS = ("config", "metadata", "serialization", "cls", "default", "expected", "members")
+# Options of a config that let a text be what it is not without them, or that change its engine of patterns.
+_OF_TEXTS = (
+    *("coerce_numbers_to_str", "str_strip_whitespace", "str_to_lower", "str_to_upper"),
+    "regex_engine",
+)
+_ORDINARY = (None, False, "rust-regex")
 _NO_MISSING = enum.Enum._missing_.__func__  # type: ignore[attr-defined]
 # Doubles hold every integer up to here, so that a bound means the same before and after rounding.
 _EXACT = 2**53
+
+
+def config_of_definitions(root: Core) -> Core:
+    """The options for texts that may hold in a definition of `root`: those of every config in it.
+
+    pydantic validates a definition under the config of a model that refers to it, or of none: that depends on which
+    of them was built first.
+    """
+    found: dict[str, Any] = {}
+    open_values: list[Any] = [root]
+    while open_values:
+        value = open_values.pop()
+        if isinstance(value, Mapping) and isinstance(value.get("type"), str):
+            config = value.get("config") or {}
+            found |= {name: config[name] for name in _OF_TEXTS if config.get(name) not in _ORDINARY}
+            open_values += [each for name, each in value.items() if name not in _WITHOUT_PARTS]
+        elif isinstance(value, Mapping):  # fields, or members, by name
+            open_values += value.values()
+        elif isinstance(value, list | tuple):
+            open_values += value
+    return found
 
 
 def integer(core: Core, config: Core) -> Schema:

@@ -14,6 +14,7 @@ from typing import Any
 import pydantic_core
 from pydantic import TypeAdapter
 
+from flowpilot.authoring.accepted_values import config_of_definitions
 from flowpilot.core.bounds import patterns
 from flowpilot.core.bounds.checks import MAX_NODES, Check, TooCostly
 from flowpilot.core.bounds.graph import Graph
@@ -96,6 +97,7 @@ class _Reader:
         self.checks: list[Check] = []
         self.runs_user_code = False
         self._defined: dict[str, tuple[_Core, _Core]] = {}
+        self._root = core
         self._numbers: dict[str, int] = {}
         self._unread: list[tuple[Check, _Core, _Core]] = []
         self._to(core, {})
@@ -110,7 +112,8 @@ class _Reader:
 
     def _to(self, core: _Core, config: _Core) -> int:
         while core["type"] == "definitions":
-            self._defined |= {each["ref"]: (each, config) for each in core["definitions"]}
+            found = config_of_definitions(self._root)
+            self._defined |= {each["ref"]: (each, found) for each in core["definitions"]}
             core = core["schema"]
         ref = core["schema_ref"] if core["type"] == "definition-ref" else None
         if ref in self._numbers:

@@ -29,7 +29,7 @@ from pydantic import (
     computed_field,
     model_validator,
 )
-from typing_extensions import TypedDict
+from typing_extensions import TypeAliasType, TypedDict
 
 from flowpilot import DefinitionError, InputInvalid, Workflow
 from flowpilot.authoring.accepted import accepted_schema
@@ -119,9 +119,26 @@ def check(annotation: Any, data: bytes) -> str:
     return "fits"
 
 
+Short = TypeAliasType("Short", Annotated[str, Field(max_length=3)])
+
+
+class Coercing(BaseModel):
+    model_config = ConfigDict(coerce_numbers_to_str=True, str_strip_whitespace=True)
+
+    one: Short
+    other: Short
+
+
+class Shorts(BaseModel):
+    one: Short
+    config: Coercing
+
+
 @pytest.mark.parametrize(
     ("annotation", "data"),
     [
+        (Coercing, b'{"one":1,"other":" abc "}'),
+        (Shorts, b'{"one":"abc","config":{"one":1,"other":" abc "}}'),
         (int, b'"3"'),
         (int, b"1.0"),
         (int, b"true"),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json, JsonValue, TypeAdapter, create_model
+from typing_extensions import TypeAliasType
 
 from flowpilot import DefinitionError, Workflow
 from flowpilot.authoring.bounds import bounds_of
@@ -209,6 +210,22 @@ def test_the_type_refuses_by_its_price_too(annotation: Any, value: Any) -> None:
 def test_an_exponential_pattern_of_pythons_is_no_definition(pattern: str) -> None:
     with pytest.raises(DefinitionError, match="exponential"):
         Workflow("w", version="1", input=Annotated[str, Field(pattern=re.compile(pattern))])
+
+
+Code = TypeAliasType("Code", Annotated[str, Field(pattern="^(a+)+$")])
+
+
+class Codes(BaseModel):
+    model_config = ConfigDict(regex_engine="python-re")
+
+    one: Code
+    other: Code
+
+
+@pytest.mark.parametrize("annotation", [Codes, list[Codes], dict[str, Codes]], ids=str)
+def test_a_named_pattern_is_matched_by_its_models_engine(annotation: Any) -> None:
+    with pytest.raises(DefinitionError, match="exponential"):
+        Workflow("w", version="1", input=annotation)
 
 
 def test_a_look_ahead_is_left_to_the_type() -> None:
