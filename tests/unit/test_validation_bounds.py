@@ -195,10 +195,11 @@ class Strange(BaseModel):
         (And, nested(24)),
         (list[And | Or], [nested(24, "a")]),
         (Json[And], encode(nested(24)).decode()),
+        (Json[dict[str, And]], f'{{"a": {encode(nested(14)).decode()}, "a": {{"args": []}}}}'),
         (Annotated[str, Field(pattern=re.compile("a+b+c+$"))], "a" * 5_000),
         (Annotated[And, BeforeValidator(lambda value: value)], nested(24)),
     ],
-    ids=["and", "list", "json", "python-re", "before"],
+    ids=["and", "list", "json", "json twice", "python-re", "before"],
 )
 def test_the_type_refuses_by_its_price_too(annotation: Any, value: Any) -> None:
     bounds = bounds_of(TypeAdapter(annotation))

@@ -16,6 +16,22 @@ _SENTENCE = (
 )
 
 
+class _Repeating(dict[str, Any]):
+    """An object in which a name stands more than once: pydantic validates each of its values."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self._pairs = pairs
+
+    def items(self) -> Any:
+        return self._pairs
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Repeating(pairs)
+
+
 @dataclass(slots=True)
 class _Frame:
     """A pair whose price is being summed: what is still to be added, and what was."""
@@ -130,7 +146,7 @@ class Pricing:
     def _parsed(self, text: str) -> Any:
         if id(text) not in self._in_texts:
             try:
-                self._in_texts[id(text)] = json.loads(text)
+                self._in_texts[id(text)] = json.loads(text, object_pairs_hook=_object)
             except (ValueError, RecursionError):
                 self._in_texts[id(text)] = None
         return self._in_texts[id(text)]
