@@ -7,6 +7,7 @@ from datetime import timedelta
 from pydantic import ValidationError
 
 from flowpilot.authoring.durations import milliseconds
+from flowpilot.core.clip import clipped
 from flowpilot.core.errors import FlowPilotError
 
 # What the user wrote, for each field of a definition that may be out of range.
@@ -20,6 +21,8 @@ _WRITTEN = {
 }
 
 
+# Bytes of a name and of a problem, and names of a path.
+_LONGEST_NAME, _LONGEST_PROBLEM, _LONGEST_PATH = 200, 1_000, 20
 _LONGEST_WAIT_MS = 30 * 86_400_000
 
 
@@ -57,8 +60,13 @@ class RetryAfter(FlowPilotError):
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem in one phrase: where, and what pydantic says."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
+    """The first problem in one phrase: where, and what pydantic says, without the value. It is cut to a size: a
+    record's names stand in it, and what the user's validators say."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    parts = [clipped(str(part), _LONGEST_NAME) for part in first["loc"]]
+    where = ".".join(parts[:_LONGEST_PATH] + ["…"] * (len(parts) > _LONGEST_PATH))
+    message = clipped(first["msg"].removeprefix("Value error, "), _LONGEST_PROBLEM)
+    if first["type"] == "union_tag_invalid":
+        told = first["ctx"]
+        message = clipped(f"{told['discriminator']} is none of {told['expected_tags']}", _LONGEST_PROBLEM)
     return f"{_WRITTEN.get(where, where)}: {message}" if where else message

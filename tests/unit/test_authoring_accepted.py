@@ -38,6 +38,10 @@ from flowpilot_schemas.codec import BadRecord, decode, encode
 from flowpilot_schemas.limits import Limits
 
 
+def refuse_at_length(value: str) -> str:
+    raise ValueError("too long" * 10_000)
+
+
 class Area(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -236,6 +240,23 @@ def test_a_client_sends_what_the_type_reads_again(annotation: Any, value: Any, s
 def test_an_object_that_cannot_be_read_again_is_refused_at_once() -> None:
     with pytest.raises(InputInvalid, match="patient"):
         Workflow("w", version="1", input=Renamed).input_json(Renamed(patient_id="p"))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "told"),
+    [
+        (Pet, {"kind": "s3cret" * 10_000}, "'kind' is none of 'cat', 'dog'"),
+        (dict[str, int], {"k" * 100_000: "s3cret"}, "valid integer"),
+        (dict[str, Pet], {"k": {"kind": "s3cret"}}, "k: 'kind' is none of"),
+        (Annotated[str, AfterValidator(refuse_at_length)], "short", "too long"),
+    ],
+    ids=["tag", "name", "tag within", "validator"],
+)
+def test_a_refusal_is_short_and_leaves_the_value_out(annotation: Any, value: Any, told: str) -> None:
+    with pytest.raises(InputInvalid, match=told) as refused:
+        Workflow("w", version="1", input=annotation).input_json(value)
+    assert "s3cret" not in str(refused.value)
+    assert len(str(refused.value)) < 1_500
 
 
 # -- what cannot work ---------------------------------------------------------------------------------------------
