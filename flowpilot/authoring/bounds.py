@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from flowpilot.authoring.accepted_values import config_of_definitions
 from flowpilot.core.bounds import patterns
 from flowpilot.core.bounds.checks import MAX_NODES, Check, TooCostly
+from flowpilot.core.bounds.collisions import check_collisions
 from flowpilot.core.bounds.graph import Graph
 
 _Core = Mapping[str, Any]
@@ -34,6 +35,7 @@ class TypeBounds:
             self._graph = Graph(reader.checks)
         except TooCostly as costly:
             raise TooCostly(f"{costly}; {_REMEDY}") from None
+        self._hashes_numbers = reader.hashes_numbers
         self.runs_user_code = reader.runs_user_code
         """Whether validators of the user's run, which may take any time."""
 
@@ -44,6 +46,8 @@ class TypeBounds:
 
     def check(self, value: Any, data: bytes) -> None:
         """Raises `TooCostly` if `value`, plain JSON values whose JSON is `data`, would take too long."""
+        if self._hashes_numbers:
+            check_collisions(value)
         if not self._graph.covers(data):
             try:
                 self._graph.price(value)
@@ -95,7 +99,7 @@ class _Reader:
 
     def __init__(self, core: _Core) -> None:
         self.checks: list[Check] = []
-        self.runs_user_code = False
+        self.runs_user_code = self.hashes_numbers = False  # sets or keys may be of numbers
         self._defined: dict[str, tuple[_Core, _Core]] = {}
         self._root = core
         self._numbers: dict[str, int] = {}
@@ -161,6 +165,8 @@ class _Reader:
         check.same = [self._to(each, config) for each in core["steps"]]
 
     def _array(self, check: Check, core: _Core, config: _Core) -> None:
+        if core["type"] in ("set", "frozenset"):
+            self.hashes_numbers = True
         if "items_schema" in core:
             check.each = [self._to(core["items_schema"], config)]
 
@@ -170,6 +176,8 @@ class _Reader:
         check.prefix, check.tail = (numbers, []) if variadic is None else (numbers[:variadic], numbers[variadic:])
 
     def _mapping(self, check: Check, core: _Core, config: _Core) -> None:
+        if core.get("keys_schema", {"type": "str"})["type"] != "str":
+            self.hashes_numbers = True
         check.rest = [self._to(core["values_schema"], config)] if "values_schema" in core else []
         check.names = [self._to(core["keys_schema"], config)] if "keys_schema" in core else []
 

@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import Producer as ConfluentProducer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from flowpilot.adapters.kafka import unreadable
 from flowpilot.adapters.kafka.config import consumer_properties, reader_properties
 from flowpilot.adapters.kafka.consumer import KafkaConsumer
 from flowpilot.adapters.kafka.reader import KafkaReader
@@ -91,8 +92,13 @@ def test_a_name_that_is_not_utf8_is_sent_with_escapes(log: Log) -> None:
 
 
 @pytest.mark.integration
-def test_a_batch_too_large_to_decompress_holds_nothing_up(kafka_settings: Settings) -> None:
-    """3.7 KB of zstd are 120 MB, which librdkafka refuses: it fetches the batch again and again."""
+@pytest.mark.parametrize("most", [unreadable.MOST, 3, 1])
+def test_a_batch_too_large_to_decompress_holds_nothing_up(
+    kafka_settings: Settings, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3.7 KB of zstd are 120 MB, which librdkafka refuses: it fetches the batch again and again. There may be any
+    number of records in them: `most` are delivered at once."""
+    monkeypatch.setattr(unreadable, "MOST", most)
     topic, servers = kafka_settings.topics.control, kafka_settings.bootstrap_servers
     small = (Envelope(), b"small")
     bomb = [small, (Envelope(), bytes(120_000_000)), small, small, small]
@@ -113,7 +119,9 @@ def test_a_batch_too_large_to_decompress_holds_nothing_up(kafka_settings: Settin
         polled: list[Fetched] = []
 
         async def all_of_them() -> bool:
-            polled.extend(await consumer.poll(1_000, 0.5))
+            found = await consumer.poll(1_000, 0.5)
+            assert sum(bool(record.headers) for record in found) <= most
+            polled.extend(found)
             return len(polled) >= 8
 
         await eventually_async(all_of_them, 60)

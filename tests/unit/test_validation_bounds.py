@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -205,6 +206,35 @@ def test_the_type_refuses_by_its_price_too(annotation: Any, value: Any) -> None:
     bounds = bounds_of(TypeAdapter(annotation))
     with pytest.raises(TooCostly, match="operations"):
         quickly(lambda: bounds.check(value, encode(value)))
+
+
+MULTIPLES = [str(n * (2**61 - 1)) for n in range(1, 8_000)]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (dict[int, int], dict.fromkeys(MULTIPLES, 1)),
+        (dict[float | str, int], dict.fromkeys(MULTIPLES, 1)),
+        (set[int], MULTIPLES),
+        (list[frozenset[Decimal]], [[], MULTIPLES]),
+        (set[float], [n * (2**61 - 1) for n in range(1, 4)] + [f"1e{n * 61}" for n in range(5)] + MULTIPLES),
+    ],
+    ids=["keys", "keys of a union", "set", "sets of decimals", "floats"],
+)
+def test_numbers_of_one_hash_are_refused(annotation: Any, value: Any) -> None:
+    """A dict or set of them takes the square of their number to build."""
+    with pytest.raises(TooCostly, match="hash"):
+        quickly(lambda: bounds_of(TypeAdapter(annotation)).check(value, encode(value)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [list(range(50_000)), ["1"] * 50_000, [n / 7 for n in range(20_000)], MULTIPLES[:900], ["a", None] * 9_000],
+    ids=["ranges", "repeated", "fractions", "few", "no numbers"],
+)
+def test_a_large_set_of_numbers_is_taken(value: list[Any]) -> None:
+    bounds_of(TypeAdapter(set[float | str | None])).check(value, encode(value))
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", r"(\w|\dx)*y", "(a|aa)+$"])

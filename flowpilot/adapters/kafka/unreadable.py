@@ -15,36 +15,41 @@ from flowpilot.ports.log import RECORD_LOST, Fetched
 
 UNREADABLE = frozenset({KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG})
 
+# Records of a batch that are told at once, which may have millions: whoever reads on is told the next ones.
+MOST = 10_000
 _PATIENCE = 10.0  # seconds without an answer
 
 
 def lost(message: Any, start: int, properties: Properties) -> list[Fetched]:
-    """The records of the batch that the error `message` is about, from the offset `start` on, none if it cannot be
-    told now. `properties` are those of the consumer that was told."""
+    """Records of the batch that the error `message` is about, from the offset `start` on: at most `MOST`, none if
+    it cannot be told now. `properties` are those of the consumer that was told."""
     topic, partition, base = message.topic(), message.partition(), message.offset()
-    end = _end(topic, partition, base, properties)
-    return [
-        Fetched(topic, partition, offset, -1, None, b"", ((RECORD_LOST, b""),))
-        for offset in range(max(base, start), end)
-    ]
+    first = max(base, start)
+    end = _end(topic, partition, base, first, properties)
+    return [Fetched(topic, partition, offset, -1, None, b"", ((RECORD_LOST, b""),)) for offset in range(first, end)]
 
 
-def _end(topic: str, partition: int, base: int, properties: Properties) -> int:
-    """The first offset behind the batch that begins at `base`; `base` itself if the broker does not answer."""
+def _end(topic: str, partition: int, base: int, first: int, properties: Properties) -> int:
+    """The first offset behind the batch that begins at `base`, `MOST` behind `first` at most; `first` itself if the
+    broker does not answer."""
     kept = {name: value for name, value in properties.items() if not name.startswith(("group.", "partition."))}
     consumer = Consumer(
         {**kept, "group.id": f"{properties['group.id']}-reader", "enable.partition.eof": True, "error_cb": _ignore}
     )
     try:
-        inside, step = base, 1
-        while (found := _is_inside(consumer, topic, partition, inside + step, base)) is True:
+        inside, step, most = first, 1, first + MOST
+        found: bool | None = True
+        while inside + step < most:
+            found = _is_inside(consumer, topic, partition, inside + step, base)
+            if not found:
+                break
             inside, step = inside + step, step * 2
-        outside = inside + step
+        outside = min(inside + step, most)
         while found is not None and outside - inside > 1:
             middle = (inside + outside) // 2
             found = _is_inside(consumer, topic, partition, middle, base)
             inside, outside = (middle, outside) if found else (inside, middle)
-        return base if found is None else outside
+        return first if found is None else outside
     finally:
         consumer.close()
 
