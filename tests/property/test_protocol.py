@@ -45,7 +45,9 @@ def test_the_storm_reaches_what_it_is_for() -> None:
     taken: set[str] = set()
     goes: set[bytes] = set()
     repeated = epochs = tombstones = 0
-    for seed in range(12):
+    for seed in range(40):
+        if seed >= 8 and len(taken) > 2:  # results that a retry reuses are the rarest
+            break
         run = Storm(seed)
         run.run()
         history = run.world.values(T.history)
