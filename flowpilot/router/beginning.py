@@ -96,10 +96,11 @@ class Beginnings:
             stored = None if last is None or _is_over(last.registered, registration) else last
             if stored is None:
                 triggers = reading.readers(where)[name]
-                start, registered = (
-                    await self._start(reading.partition, triggers, registration.at, low),
-                    registration.at,
-                )
+                start = await self._start(reading.partition, triggers, registration.at, low)
+                if all(trigger.start == "registration" for trigger in triggers):
+                    # What an earlier registration has read came before this one, whatever the records' clocks say.
+                    start = max(start, read)
+                registered = registration.at
             else:
                 start, registered = max(low, read), stored.registered
             left_out: list[tuple[FilterReason, int, int]] = [

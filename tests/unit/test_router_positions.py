@@ -124,6 +124,33 @@ def test_a_workflow_deleted_and_registered_again_begins_anew() -> None:
     run(test)
 
 
+def test_record_of_a_fast_clock_is_not_read_for_two_registrations() -> None:
+    """Its time is later than the registration of a workflow that had read it and was deleted since."""
+
+    async def test(world: World) -> None:
+        world.log.create_topic("orders", 1)
+        await world.definitions.register(workflow("plain", "orders"))
+        clock = world.log._clock
+        async with world.running():
+            world.log._clock = lambda: clock() + 3_600_000
+            await world.publish("orders", 0)
+            await until(lambda: inputs(world, "plain") == [0])
+            await settled(world, "plain", "orders", 1)
+            world.log._clock = clock
+            await tick(world)
+            await world.definitions.delete("plain")
+            await tick(world)
+            await world.definitions.register(
+                workflow("plain", "orders", version="2", unique_by="id"), move_pointer=True
+            )
+            await world.publish("orders", {"id": "k"})
+            await until(lambda: {"id": "k"} in [start["input"] for start in world.starts()])
+        assert [start["input"] for start in world.starts()].count(0) == 1
+        assert len(world.letters()) == 0
+
+    run(test)
+
+
 # Catching up
 
 
