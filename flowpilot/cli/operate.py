@@ -119,7 +119,7 @@ def acls(
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """What each role has to be allowed in Kafka, as calls of kafka-acls.sh.
+    """The Kafka permissions that each role needs, for kafka-acls.sh.
 
     \b
     Examples:

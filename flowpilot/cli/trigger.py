@@ -125,7 +125,7 @@ def rewind(
     partition: Annotated[int, typer.Argument(help="The partition.", metavar="PARTITION", min=0)],
     offset: Annotated[int, typer.Argument(help="Where to go on.", metavar="OFFSET", min=0, max=2**62)],
 ) -> None:
-    """Let the router go on from OFFSET with a partition whose log has lost its last records.
+    """Resume a partition at OFFSET after its log lost its last records.
 
     \b
     Example:

@@ -23,7 +23,7 @@ from flowpilot.ports.audit import Divergence
 from flowpilot.ports.log import Delivery, Fetched, Record
 from flowpilot.worker.records import read_step
 from flowpilot_schemas.codec import decode_object, parse
-from flowpilot_schemas.messages import Cancelled, ExecutionEnded, RetryAnswered, Superseded
+from flowpilot_schemas.messages import RULES, Cancelled, ExecutionEnded, RetryAnswered, Superseded
 from flowpilot_schemas.topics import Topics
 from tests.fuzz.frame import Given, framed, given
 from tests.fuzz.seeds import examples
@@ -165,7 +165,8 @@ def state(data: bytes) -> None:
         table.load(Fetched(T.changelog, 0, log.end, start.now, record.key, record.value, record.headers))
         log.end += 1
     changelog = Changelog(T.changelog, log, log)
-    claiming = claim(table, EventsTopic(T, "memory-1", 1), changelog, log, len(data) % 40, "nonce", start.now)
+    events, committed = EventsTopic(T, "memory-1", 1), len(data) % 40
+    claiming = claim(table, events, changelog, log, committed, "nonce", start.now, RULES)
     try:
         claiming.send(None)
     except StopIteration as done:

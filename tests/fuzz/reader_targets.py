@@ -125,7 +125,7 @@ def told(data: bytes) -> None:
         control._take(Fetched(T.control, 0, offset, 0, record.key, record.value))
         replies._sort(Fetched(T.replies, 0, offset, 0, b"c", record.value))
         try:
-            positions._take(Fetched(T.positions, 0, offset, 0, record.key, record.value))
+            positions._take(Fetched(T.positions, 0, offset, 0, record.key, record.value), {}, None)
         except BadRecord as bad:
             require(bool(bad.detail), bad.reason)
     require(all(isinstance(run, int) for run in inbox.ended), "an end of no run")

@@ -135,7 +135,7 @@ def test_topics_of_the_roles_are_read_whatever_the_envelope(envelope: Envelope, 
     definitions = LogDefinitions(log.producer(), log.reader(), T.definitions)
     positions = Positions(log.producer(), log.reader(), T.positions)
     _says_little(lambda: definitions._take(envelope.around(value, topic=T.definitions)))
-    _says_little(lambda: positions._take(envelope.around(value, topic=T.positions)))
+    _says_little(lambda: positions._take(envelope.around(value, topic=T.positions), {}, None))
     look = _Look(0)
     look.take(envelope.around(value, topic=T.members))
     assert look.found(is_complete=True).workers == []

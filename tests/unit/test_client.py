@@ -57,7 +57,7 @@ def test_starting_an_object_registers_its_version_and_sends_one_record() -> None
         assert record.key == handle.id.encode()
         assert (start.version, start.definition) == ("1", onboarding().definition.hash)
         assert (start.input, start.key) == ({"patient_id": "p-17", "age": 0}, "p-17")
-        assert (start.created_by, start.origin, start.rules) == ("user:test", None, 1)
+        assert (start.created_by, start.origin, start.rules) == ("user:test", None, None)
         definitions = LogDefinitions(world.log.producer(), world.log.reader(), TOPICS.definitions)
         await definitions.refresh()
         assert definitions.get(start.definition) == onboarding().definition
