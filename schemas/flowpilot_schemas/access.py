@@ -50,7 +50,10 @@ def grants(topics: Topics, *, triggers: Iterable[str] = ()) -> list[Grant]:
         "setup": [
             ("topic", ours, "prefixed", manage),
             ("topic", topics.changelog, "literal", manage),
-            ("topic", topics.definitions, "literal", READ),
+            *_topics(READ, topics.definitions),
+            # A new rule set is permitted once every engine announces it.
+            *_topics(BOTH, topics.events, topics.members),
+            ("group", topics.app_id, "literal", ("Describe",)),
         ],
         "deploy": [
             ("topic", topics.definitions, "literal", BOTH),
