@@ -126,8 +126,8 @@ class Settings(BaseSettings):
     )
     dev_versions: bool = Field(
         default=False,
-        description="register changed content of a version as VERSION+dev.HASH instead of refusing it; "
-        "set by `flowpilot dev`",
+        description="register changed content of a version as VERSION+dev.HASH instead of refusing it, and let "
+        "each worker make its version the current one; set by `flowpilot dev`",
     )
     metrics_port: int | None = Field(
         default=None,

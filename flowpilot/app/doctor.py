@@ -146,7 +146,8 @@ def _audit(settings: Settings) -> Iterator[Check]:
     else:
         yield Check("dead letters", "ok", "none within 24 hours")
     if refused:
-        detail = f"{refused} step messages within 24 hours were not run: they are not signed, or by another secret"
+        were = "step message was" if refused == 1 else "step messages were"
+        detail = f"{refused} {were} not run within 24 hours: not signed, or signed with another secret"
         remedy = "give engines and workers the same FLOWPILOT_STEP_SECRET; flowpilot dead-letter list --letters"
         yield Check("step secret", "warn", detail, remedy)
     if diverged:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flowpilot.adapters.kafka.admin import AdminError, KafkaAdmin, UnknownTopic
+from flowpilot.adapters.kafka.catalog import KafkaTopicCatalog
 from flowpilot.adapters.kafka.config import producer_properties
 from flowpilot.adapters.kafka.groups import KafkaGroups
 from flowpilot.adapters.kafka.producer import KafkaProducer
@@ -100,17 +101,34 @@ def absence(settings: Settings, place: Place) -> str | None:
 
 def await_fates(settings: Settings, place: Place, foretold: Sequence[Fields], timeout: float) -> list[Fields]:
     """What became of a record, once the audit record knows it for as many workflows as `foretold` (see `dry_run`),
-    or as far as it does after `timeout` seconds. Raises as `fates`."""
+    or as far as it does after `timeout` seconds. Raises as `fates`.
+
+    Outcomes at the same place of a topic that had the name before are left out, if Kafka gives the topic's id.
+    """
     deadline = time.monotonic() + timeout
+    topic_id = _topic_id(settings, place.topic)
     database = Database(settings, application="flowpilot-cli", connections=1)
     try:
         while True:
-            found = fates(database, *place)
+            found = of_topic(fates(database, *place), topic_id)
             if all_told(found, foretold) or time.monotonic() >= deadline:
                 return found
             time.sleep(_LOOK)
     finally:
         database.close()
+
+
+def of_topic(found: Sequence[Fields], topic_id: str | None) -> list[Fields]:
+    """Those of `found` that have this topic id, or none; all if `topic_id` is None."""
+    return [fate for fate in found if topic_id is None or fate["topic_id"] in (None, topic_id)]
+
+
+def _topic_id(settings: Settings, topic: str) -> str | None:
+    """The id of the topic that has this name now; None if there is none, or if Kafka does not answer."""
+    try:
+        return asyncio.run(KafkaTopicCatalog(settings).topic_ids([topic])).get(topic)
+    except LogUnavailable:
+        return None
 
 
 def all_told(found: Sequence[Fields], foretold: Sequence[Fields]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -177,7 +178,13 @@ def fate(
             f"`flowpilot trigger dry-run {place.topic}` shows which workflows would take such a record"
         )
         raise CommandFailed(absent or unknown, Exit.NOT_FOUND)
-    rows(found, _FATE, output, empty="")
+    rows(found, columns(found), output, empty="")
+
+
+def columns(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The table's columns: with the topic's id if several topics of the same name had a record at this place."""
+    ids = {fate["topic_id"] for fate in found if fate["topic_id"] is not None}
+    return (*_FATE, "topic_id") if len(ids) > 1 else _FATE
 
 
 def _place(topic: str, partition: int | None, offset: int | None) -> Place:

@@ -14,11 +14,12 @@ import pytest
 
 from flowpilot.adapters.kafka.cluster import KafkaUnreachable
 from flowpilot.app.database import DatabaseUnreachable
-from flowpilot.app.triggers import NobodyReads, TopicMissing, all_told
+from flowpilot.app.triggers import NobodyReads, TopicMissing, all_told, of_topic
 from flowpilot.cli import output
 from flowpilot.cli.failures import CommandFailed, Exit, explain
 from flowpilot.cli.loading import load_workflow
 from flowpilot.cli.main import main
+from flowpilot.cli.trigger import columns
 from flowpilot.client.errors import ExecutionCancelled, ExecutionFailed, ExecutionRefused, ResultTimeout
 from flowpilot.ports.log import LogUnavailable
 from flowpilot.settings import SettingsError
@@ -384,6 +385,15 @@ def test_fates_are_awaited_of_every_workflow_that_was_foretold() -> None:
     assert not all_told([{"workflow": "a"}], foretold)
     assert all_told([{"workflow": "a"}, {"workflow": "b"}], foretold)
     assert all_told([{"workflow": None}], foretold)
+
+
+def test_outcomes_of_an_earlier_topic_are_told_apart() -> None:
+    earlier, now, unknown = ({"workflow": "a", "topic_id": id} for id in ("old", "new", None))
+    assert of_topic([earlier], "new") == []
+    assert of_topic([earlier, now, unknown], "new") == [now, unknown]
+    assert of_topic([earlier, now], None) == [earlier, now]
+    assert columns([earlier, now])[-1] == "topic_id"
+    assert "topic_id" not in columns([now, unknown])
 
 
 def test_who_has_no_servers_is_told_of_flowpilot_dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
