@@ -16,7 +16,7 @@ from flowpilot.worker.partition import AssignedPartition, Entry
 from flowpilot_schemas.codec import BadRecord, decode_object, encode_message, parse
 from flowpilot_schemas.history import from_iso
 from flowpilot_schemas.ids import TaskId
-from flowpilot_schemas.mac import NO_SECRETS, StepSecrets
+from flowpilot_schemas.mac import HEADER_MAC, NO_SECRETS, StepSecrets
 from flowpilot_schemas.messages import StepReady
 
 _log = structlog.get_logger("flowpilot.worker")
@@ -59,12 +59,18 @@ class Records:
     ) -> None:
         self._answers, self._intakes, self._dead_letters = answers, intakes, dead_letters
         self._dropped, self._secrets = dropped, secrets
+        self._warned = False
 
     def read(self, record: Fetched) -> tuple[StepReady, TaskId, int]:
         """See `read_step`. Raises `BadRecord`, also for what is not trusted, whatever it holds."""
         distrust = self._secrets.distrust(record.topic, record.value, record.headers)
         if distrust is not None:
             raise BadRecord(*distrust)
+        if not (self._secrets or self._warned) and any(name == HEADER_MAC for name, _ in record.headers):
+            self._warned = True
+            _log.warning(
+                "step messages are signed, and this worker does not verify them: set FLOWPILOT_STEP_SECRET here too"
+            )
         return read_step(record)
 
     def drop(self, record: Fetched, entry: Entry, partition: AssignedPartition, reason: str, task_id: str) -> None:

@@ -123,6 +123,20 @@ def test_only_signed_steps_are_run_with_a_secret() -> None:
     run(scenario())
 
 
+def test_a_worker_without_the_secret_says_so_once() -> None:
+    async def scenario() -> None:
+        rig = Rig(clinic)
+        rig.ready("create", input={"patient_id": "unsigned"})
+        last = [signed(rig, NEW, input={"patient_id": f"signed {number}"}) for number in range(3)][-1]
+        with capture_logs() as logs:
+            async with rig.serving():
+                await eventually_async(lambda: rig.answer(last, "completed"))
+        assert len([line for line in logs if "FLOWPILOT_STEP_SECRET" in line["event"]]) == 1
+        assert rig.dead_letters() == []
+
+    run(scenario())
+
+
 def test_each_secret_verifies_and_the_first_signs() -> None:
     secrets = StepSecrets([NEW, OLD])
     [(name, signature)] = secrets.header(STEPS, b"{}")
