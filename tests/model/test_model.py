@@ -23,7 +23,7 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_missing_rule_has_a_counterexample(binary: Path, configuration: Configuration) -> None:
     verdict = explore(binary, configuration)
     assert verdict.expected, verdict.line
-    assert "log append" in verdict.trace
+    assert "owner folds batch" in verdict.trace
 
 
 def test_rule_sets_with_expiry_have_none(binary: Path) -> None:
