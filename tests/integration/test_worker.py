@@ -28,6 +28,7 @@ from flowpilot.adapters.kafka.admin import KafkaAdmin
 from flowpilot.settings import Settings
 from flowpilot_schemas.codec import decode, encode
 from flowpilot_schemas.history import iso
+from tests.integration.worker_flows import flows
 from tests.lines import whole_lines
 from tests.waiting import eventually
 
@@ -99,7 +100,7 @@ class Bench:
         key = f"{execution}/7/{step}"
         message = {
             "v": 1, "type": "step.ready", "task_id": f"{key}/1", "workflow": "flows", "version": "1",
-            "definition": "sha256:0", "step": step, "attempt": 1, "idempotency_key": key,
+            "definition": flows.definition.hash, "step": step, "attempt": 1, "idempotency_key": key,
             "start_to_close_ms": 60_000, "heartbeat_ms": 30_000, "result_limit": 65_536,
             "not_after": iso(int(time.time() * 1_000) + 600_000),
             "reply": {"topic": self.settings.topics.events, "partition": 1, "key": execution},
