@@ -49,7 +49,7 @@ def told(root: Execution, message: object, at: int) -> list[e.CoreEvent]:
     if isinstance(message, m.RetryExecution):
         if not (refusals.is_known(root, message) or (refusals.can_begin_anew(message) and root.retries)):
             return []
-        return lineage.decide_retry(root, message, at)
+        return lineage.decide_retry(root, message, at, m.RULES)
     running = next((retry for retry in root.retries if retry.is_open), None)
     if message == "end it" and running is not None:
         message = m.RetryEnded(
