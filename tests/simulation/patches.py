@@ -10,7 +10,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 from unittest import mock
@@ -22,9 +22,15 @@ from flowpilot.engine import trial
 from flowpilot.worker import control, intake
 from flowpilot.worker import watch as worker_watch
 from flowpilot.worker.attempt import Attempt
+from flowpilot.worker.threads import HandlerThreads
 from flowpilot_agents import execution, watch
 from tests.simulation.loop import BEGIN, PROCESS, Ended, Loop
 from tests.simulation.plan import Plan
+
+
+def _at_once(threads: HandlerThreads, job: Any, function: Callable[[], Any]) -> None:
+    """What a handler's thread does, as the loop's next turn."""
+    threads._loop.call_soon(lambda: threads._done(job, function()))
 
 
 @contextmanager
@@ -55,6 +61,8 @@ def simulated(loop: Loop, plan: Plan, ended: Any) -> Iterator[None]:
         (replies, "IDLE", 0.5),
         # A worker keeps its attempts in a set: their order must not be that of their addresses.
         (Attempt, "__hash__", lambda self: hash((self.record.partition, self.record.offset))),
+        # No thread here: how long one takes is not the seed's.
+        (HandlerThreads, "run", _at_once),
     ]
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
