@@ -9,23 +9,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from flowpilot.api.problems import Refusal, response
 
 # Seconds from the connection, or from the first byte of a further request, to the end of the request's head.
 HEAD_ARRIVES_IN = 10.0
 # Longer than the intervals at which clients poll, so that they keep their connection.
 KEEP_ALIVE = 75
 
-_PROBLEM = orjson.dumps(
-    {
-        "type": "about:blank",
-        "title": "Service Unavailable",
-        "status": 503,
-        "detail": "all connections that FLOWPILOT_API_CONNECTIONS allows are in use: repeat the request later",
-        "code": "too_many_connections",
-    }
-)
+_DETAIL = "all connections that FLOWPILOT_API_CONNECTIONS allows are in use: repeat the request later"
+_PROBLEM = bytes(response(Refusal(503, "too_many_connections", _DETAIL)).body)
 _TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
     b"Cache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(_PROBLEM) + _PROBLEM

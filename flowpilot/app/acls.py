@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from collections.abc import Collection, Iterable
 
 from flowpilot.adapters.kafka.admin import KafkaAdmin
-from flowpilot.app.workflows import current_workflows
+from flowpilot.app.topics import registered_workflows
 from flowpilot.settings import Settings
 from flowpilot_schemas.access import Grant, Role, grants
 
@@ -18,9 +17,7 @@ def trigger_topics(settings: Settings) -> list[str]:
     """The users' topics that current workflows read; none before `setup`. Raises `AdminError`, `LogUnavailable`."""
     admin = KafkaAdmin(settings, timeout=_PATIENCE)
     admin.reach()
-    if not admin.exists([settings.topics.definitions]):
-        return []
-    found = asyncio.run(current_workflows(settings))
+    found = registered_workflows(settings, admin)
     return sorted({trigger.topic for definition in found for trigger in definition.triggers})
 
 

@@ -79,8 +79,8 @@ def _with_acknowledgements(engine: Engine, found: Sequence[Fields]) -> list[Fiel
     rows = []
     for each in found:
         given = known.get(each["fingerprint"])
-        told = None if given is None else {"actor": given.actor, "reason": given.reason, "at": given.at}
-        rows.append({**each, "acknowledged": told})
+        by = None if given is None else {"actor": given.actor, "reason": given.reason, "at": given.at}
+        rows.append({**each, "acknowledged": by})
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Literal, NamedTuple
 
 from sqlalchemy import text
@@ -21,6 +22,7 @@ from flowpilot.app.members import look, unannounced
 from flowpilot.app.serving import Seen, unserved
 from flowpilot.app.topics import registered_queues
 from flowpilot.app.trigger_topics import BETWEEN, lags, troubles
+from flowpilot.ports.definitions import Definitions
 from flowpilot.ports.log import LogUnavailable
 from flowpilot.ports.members import LiveMembers
 from flowpilot.settings import Settings
@@ -58,9 +60,10 @@ def examine(settings: Settings) -> Iterator[Check]:
         return
     if len(there) == len(settings.topics.core()):
         yield from _guarded("roles", lambda: _roles(settings, queues))
-        yield from _guarded("versions", lambda: _versions(settings))
+        looked = cache(lambda: asyncio.run(look(settings)))  # a failure is not kept: it is found by each check
+        yield from _guarded("versions", lambda: _versions(settings, *looked()))
         yield from _guarded("trigger topics", lambda: _trigger_topics(settings))
-        yield from _guarded("partitions", lambda: engines_say(asyncio.run(look(settings))[0]))
+        yield from _guarded("partitions", lambda: engine_checks(looked()[0]))
 
 
 def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -176,14 +179,13 @@ def _roles(settings: Settings, queues: dict[str, list[str]]) -> Iterator[Check]:
         yield Check("workflows", "warn", "none is registered", "flowpilot worker MODULE:WORKFLOW")
 
 
-def _versions(settings: Settings) -> Iterator[Check]:
+def _versions(settings: Settings, live: LiveMembers, definitions: Definitions) -> Iterator[Check]:
     """Whether every version that is current, or that executions run on, has a worker."""
     try:
         with querying(settings, AuditQueries) as queries:
             running = queries.running_definitions()
     except (DatabaseUnreachable, DatabaseRefused, DatabaseAddressError):
         running = {}  # the check of PostgreSQL says so
-    live, definitions = asyncio.run(look(settings))
     if not live.is_complete:
         detail = f"{settings.topics.members} has more records than are read: not every live worker is known"
         yield Check("members", "warn", detail, f"see who writes to {settings.topics.members}")
@@ -227,7 +229,7 @@ def _trigger_topics(settings: Settings) -> Iterator[Check]:
     yield Check("trigger topics", "ok", detail)
 
 
-def engines_say(live: LiveMembers) -> Iterator[Check]:
+def engine_checks(live: LiveMembers) -> Iterator[Check]:
     """What live engines announce: partitions that they stopped, and rule sets that not all of them have."""
     stopped = {stop.partition: stop.reason for engine in live.engines for stop in engine.stopped}
     for partition, reason in sorted(stopped.items()):

@@ -93,7 +93,7 @@ def waiting(settings: Settings, wanted: Sequence[Needed]) -> list[Wait] | None:
     return [waits_for(needed, seen) for needed in wanted]
 
 
-def tell_waits(settings: Settings, found: Fields) -> None:
+def add_waits(settings: Settings, found: Fields) -> None:
     """Add to each step of `found` (as `executions.show_execution` gives it) that is ready what it `waits_for`.
 
     Left out if Kafka does not tell: the rest comes from PostgreSQL.

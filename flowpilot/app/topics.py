@@ -12,9 +12,17 @@ from flowpilot.app.members import joined, look
 from flowpilot.app.workflows import current_workflows
 from flowpilot.ports.members import LiveMembers
 from flowpilot.settings import Settings
+from flowpilot_schemas.definition import WorkflowDefinition
 from flowpilot_schemas.members import WorkerAnnounced
 
 Fields = dict[str, Any]
+
+
+def registered_workflows(settings: Settings, admin: KafkaAdmin) -> list[WorkflowDefinition]:
+    """The current versions; none before `setup`. Raises `AdminError`, `LogUnavailable`."""
+    if not admin.exists([settings.topics.definitions]):
+        return []
+    return asyncio.run(current_workflows(settings))
 
 
 def registered_queues(settings: Settings, admin: KafkaAdmin) -> dict[str, list[str]]:
@@ -23,9 +31,7 @@ def registered_queues(settings: Settings, admin: KafkaAdmin) -> dict[str, list[s
     Raises `AdminError`, `LogUnavailable`.
     """
     queues: dict[str, list[str]] = {}
-    if not admin.exists([settings.topics.definitions]):
-        return queues
-    for definition in asyncio.run(current_workflows(settings)):
+    for definition in registered_workflows(settings, admin):
         for queue in definition.queues:
             queues.setdefault(queue, []).append(definition.name)
     return queues

@@ -12,7 +12,7 @@ from flowpilot.adapters.kafka.catalog import KafkaTopicCatalog
 from flowpilot.adapters.kafka.config import producer_properties, reader_properties
 from flowpilot.adapters.kafka.groups import KafkaGroups
 from flowpilot.adapters.kafka.offsets import KafkaTriggerReader
-from flowpilot.adapters.kafka.producer import KafkaProducer
+from flowpilot.adapters.kafka.producer import DeferredProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
 from flowpilot.app.workflows import open_definitions
 from flowpilot.ports.definitions import Definitions, Registration
@@ -60,7 +60,7 @@ def look(settings: Settings, timeout: float) -> Sight:
 async def _look(settings: Settings, timeout: float) -> Sight:
     topics = settings.topics
     admin, groups = KafkaAdmin(settings, timeout=timeout), KafkaGroups(settings, timeout=timeout)
-    producer = KafkaProducer(producer_properties(settings))
+    producer = DeferredProducer(producer_properties(settings))
     reader = KafkaReader(reader_properties(settings), timeout=timeout)
     trigger_reader = KafkaTriggerReader(settings, reader_properties(settings))
     try:

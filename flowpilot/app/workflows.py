@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal, NamedTuple
 
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.admin import KafkaAdmin
 from flowpilot.adapters.kafka.config import producer_properties, reader_properties
-from flowpilot.adapters.kafka.producer import KafkaProducer
+from flowpilot.adapters.kafka.producer import DeferredProducer
 from flowpilot.adapters.kafka.reader import KafkaReader
 from flowpilot.authoring import Workflow
 from flowpilot.client.errors import UnknownWorkflow
 from flowpilot.ports.definitions import Definitions, WorkflowDeleted
-from flowpilot.ports.log import Delivery, Record
 from flowpilot.settings import Settings
 from flowpilot_schemas.definition import WorkflowDefinition
 
@@ -32,30 +31,10 @@ class Versions(NamedTuple):
     all: list[WorkflowDefinition]
 
 
-class _Deferred:
-    """A producer that is made when something is sent: an idempotent one needs write permission to begin with, which
-    commands that only read may lack."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._producer: KafkaProducer | None = None
-
-    async def send(self, records: Sequence[Record]) -> list[Delivery]:
-        """See `flowpilot.ports.log.Producer`."""
-        if self._producer is None:
-            self._producer = KafkaProducer(producer_properties(self._settings))
-        return await self._producer.send(records)
-
-    def close(self) -> None:
-        """Let go of the brokers."""
-        if self._producer is not None:
-            self._producer.close()
-
-
 @asynccontextmanager
 async def open_definitions(settings: Settings) -> AsyncIterator[LogDefinitions]:
     """The definitions on Kafka, refreshed. Raises `LogUnavailable`."""
-    producer = _Deferred(settings)
+    producer = DeferredProducer(producer_properties(settings))
     reader = KafkaReader(reader_properties(settings), timeout=5.0)
     try:
         definitions = LogDefinitions(

@@ -53,7 +53,7 @@ def show(
     Also what it retries, its retries, and what a step that is ready waits for.
     """
     from flowpilot.app import executions
-    from flowpilot.app.members import tell_waits
+    from flowpilot.app.members import add_waits
 
     check_id(execution)
     settings = begin()
@@ -63,7 +63,7 @@ def show(
         raise CommandFailed(
             f"the audit does not know {which}; `flowpilot execution list` shows those it knows", Exit.NOT_FOUND
         )
-    tell_waits(settings, found)
+    add_waits(settings, found)
     events = found["history"]
     if not history:
         del found["history"]

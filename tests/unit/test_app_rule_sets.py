@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flowpilot.app.doctor import engines_say
+from flowpilot.app.doctor import engine_checks
 from flowpilot.app.rule_sets import raises, why_not
 from flowpilot.ports.members import LiveMembers
 from flowpilot_schemas.codec import decode_object, encode_message
@@ -56,14 +56,14 @@ def test_raises_go_one_by_one_to_each_partition() -> None:
 
 def test_doctor_names_stopped_partitions_and_mixed_releases() -> None:
     reason = "partition 3 permits rule set 2 from offset 7 on; …: upgrade the engine"
-    checks = list(engines_say(live(1, 2, stopped={3: reason, 1: "its log was truncated"})))
+    checks = list(engine_checks(live(1, 2, stopped={3: reason, 1: "its log was truncated"})))
     assert [(check.check, check.status) for check in checks] == [
         *(("partition 1", "fail"), ("partition 3", "fail"), ("rule sets", "warn")),
     ]
     assert checks[1].detail == reason
     assert checks[1].remedy == "flowpilot engine, of a later release"
     assert checks[0].remedy is None
-    assert list(engines_say(live(2, 2))) == []
+    assert list(engine_checks(live(2, 2))) == []
 
 
 def test_announcement_of_many_stopped_partitions_fits_a_record() -> None:

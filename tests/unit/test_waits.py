@@ -11,7 +11,7 @@ import pytest
 from flowpilot.adapters.definitions import LogDefinitions
 from flowpilot.adapters.kafka.groups import Member
 from flowpilot.adapters.memory.log import MemoryLog
-from flowpilot.app.members import tell_waits, unannounced
+from flowpilot.app.members import add_waits, unannounced
 from flowpilot.app.serving import Needed, Seen, Wait, needed_of, unserved, waits_for
 from flowpilot.app.topics import _served
 from flowpilot.authoring import Workflow
@@ -208,7 +208,7 @@ def test_without_kafka_what_is_waited_for_is_left_out() -> None:
         "tasks": [{"step": "send", "status": "ready"}],
     }
     began = time.monotonic()
-    tell_waits(Settings(_env_file=None, bootstrap_servers="127.0.0.1:1"), found)
+    add_waits(Settings(_env_file=None, bootstrap_servers="127.0.0.1:1"), found)
     assert found["tasks"] == [{"step": "send", "status": "ready"}]
     assert time.monotonic() - began < 10
 
@@ -217,7 +217,7 @@ def test_kafka_is_not_asked_if_no_step_is_ready() -> None:
     found: dict[str, Any] = {"definition": ONE.hash, "graph": [{"step": "send", "queue": "mail"}]}
     found["tasks"] = [{"step": "send", "status": "running"}]
     began = time.monotonic()
-    tell_waits(Settings(_env_file=None, bootstrap_servers="127.0.0.1:1"), found)
+    add_waits(Settings(_env_file=None, bootstrap_servers="127.0.0.1:1"), found)
     assert time.monotonic() - began < 0.5
 
 

@@ -146,3 +146,23 @@ class KafkaProducer:
         self._closing.set()
         self._expecting.set()
         self._thread.join(timeout)
+
+
+class DeferredProducer:
+    """Made when something is sent: an idempotent producer needs write permission to begin with (KIP-679), which
+    commands that only read may lack."""
+
+    def __init__(self, properties: Properties) -> None:
+        self._properties = properties
+        self._producer: KafkaProducer | None = None
+
+    async def send(self, records: Sequence[Record]) -> list[Delivery]:
+        """See the port."""
+        if self._producer is None:
+            self._producer = KafkaProducer(self._properties)
+        return await self._producer.send(records)
+
+    def close(self) -> None:
+        """As `KafkaProducer.close`."""
+        if self._producer is not None:
+            self._producer.close()
